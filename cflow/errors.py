@@ -1,0 +1,103 @@
+"""The errors of cflow, and the checks that raise them: where, expected, got, mend.
+
+Every error is a `CflowError` and a built-in `ValueError` (bad input) or `RuntimeError` (something
+went wrong on the way), so both kinds of `except` work.
+"""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "CflowError",
+    "CheckpointError",
+    "DomainError",
+    "MissingExtraError",
+    "ShapeError",
+    "SolverError",
+    "TrainingError",
+    "expect_finite",
+    "expect_floating",
+    "expect_positive",
+    "expect_trailing",
+    "expect_unit_times",
+]
+
+
+class CflowError(Exception):
+    """Any error raised on purpose by cflow."""
+
+
+class ShapeError(CflowError, ValueError):
+    """A tensor has the wrong shape."""
+
+
+class DomainError(CflowError, ValueError):
+    """A value, dtype or option lies outside what the callee accepts."""
+
+
+class SolverError(CflowError, RuntimeError):
+    """A numerical solve did not reach its end."""
+
+
+class TrainingError(CflowError, RuntimeError):
+    """A training cannot go on."""
+
+
+class CheckpointError(CflowError, RuntimeError):
+    """A file of weights or a checkpoint cannot be written, read, or used for this model."""
+
+
+class MissingExtraError(CflowError, RuntimeError):
+    """An optional package is needed and not installed."""
+
+
+def expect_trailing(where: str, name: str, x: Tensor, shape: Iterable[int]) -> None:
+    """Raise `ShapeError` unless the trailing axes of x are `shape`."""
+    shape = tuple(shape)
+    if x.dim() < len(shape) or tuple(x.shape[x.dim() - len(shape) :]) != shape:
+        raise ShapeError(
+            f"{where}: {name} must end in shape {shape}, got {tuple(x.shape)}; "
+            f"leading axes are batch axes, the trailing {len(shape)} belong to one point"
+        )
+
+
+def expect_floating(where: str, x: Tensor) -> None:
+    """Raise `DomainError` for integer points."""
+    if not x.is_floating_point():
+        raise DomainError(
+            f"{where}: points must be floating, got {x.dtype}; call x.float() if the values are "
+            "continuous, or end the chain with Dequantise(levels) if they are counts or grey levels"
+        )
+
+
+def expect_positive(where: str, **values: float) -> None:
+    """Raise `DomainError` unless each named value is a finite number above zero."""
+    for name, value in values.items():
+        if not 0 < value < float("inf"):
+            raise DomainError(f"{where}: {name} must be positive and finite, got {value!r}")
+
+
+def expect_unit_times(where: str, t: Tensor) -> None:
+    """Raise `DomainError` unless all times lie in [0, 1]; silent inside a traced graph."""
+    if torch.compiler.is_compiling():
+        return
+    outside = ~((t >= 0) & (t <= 1))
+    if bool(outside.any()):
+        raise DomainError(
+            f"{where}: times must lie in [0, 1] (0 = base, 1 = data), got {t[outside][0].item():g}"
+        )
+
+
+def expect_finite(where: str, name: str, x: Tensor) -> None:
+    """Raise `DomainError` naming the first entry of x that is NaN or infinite."""
+    if not x.is_floating_point() or bool(torch.isfinite(x).all()):
+        return
+    bad = torch.nonzero(~torch.isfinite(x))
+    rows = torch.unique(bad[:, 0]).numel() if x.dim() else 1
+    first = tuple(bad[0].tolist())
+    raise DomainError(
+        f"{where}: {name} must be finite, got {x[first].item()} at index {first} "
+        f"({rows} of {len(x) if x.dim() else 1} rows are affected); drop or repair those rows"
+    )

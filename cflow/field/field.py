@@ -1,0 +1,52 @@
+"""Velocity fields: what an ODE follows, and what flow matching regresses.
+
+dx/dt = v(t, x, context),    t in [0, 1], 0 = base, 1 = data
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from cflow.typing import Points, Times
+
+__all__ = ["Field", "FunctionField"]
+
+
+class Field(nn.Module, ABC):
+    """Give a velocity to every point at every time.
+
+    Authors write `forward`; callers broadcast, so `t` always comes as `(*batch,)` in the dtype of
+    x, in training and in solving alike, and the velocity has the shape of x.
+    """
+
+    @abstractmethod
+    def forward(self, t: Times, x: Points, context: Tensor | None = None) -> Points:
+        """Return the velocity at x.
+
+        Args:
+            t: Times in [0, 1], `(*batch,)`.
+            x: Points, `(*batch, *event)`.
+            context: Condition, `(*batch, *context)`, or None.
+
+        Returns:
+            The velocity, `(*batch, *event)`.
+        """
+
+
+class FunctionField(Field):
+    """Make a field of a plain function `v(t, x, context)`; modules it calls keep their parameters.
+
+    Example:
+        >>> import torch
+        >>> rotate = FunctionField(lambda t, x, context: x.flip(-1) * torch.tensor([-1.0, 1.0]))
+        >>> rotate(torch.zeros(1), torch.tensor([[1.0, 0.0]]))
+        tensor([[-0., 1.]])
+    """
+
+    def __init__(self, function: Callable[[Tensor, Tensor, Tensor | None], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, t: Times, x: Points, context: Tensor | None = None) -> Points:
+        return self.function(t, x, context)

@@ -1,0 +1,16 @@
+"""Training: the loop, its schedules, its checkpoints, and where it reports to."""
+
+from cflow.train.loop import Trainer, TrainResult
+from cflow.train.monitor import Monitor, WandbMonitor
+from cflow.train.schedule import ConstantRate, CosineDecay, PolynomialDecay, Schedule
+
+__all__ = [
+    "ConstantRate",
+    "CosineDecay",
+    "Monitor",
+    "PolynomialDecay",
+    "Schedule",
+    "TrainResult",
+    "Trainer",
+    "WandbMonitor",
+]

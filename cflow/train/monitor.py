@@ -1,0 +1,90 @@
+"""Where a training reports to: wandb, offline unless the environment says otherwise.
+
+`WANDB_MODE=online` or `disabled` work as wandb documents them. Whatever wandb does, the training
+goes on: the first failure is a warning, and nothing is sent after it.
+"""
+
+import os
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+__all__ = ["Monitor", "WandbMonitor"]
+
+
+class Monitor(Protocol):
+    """Anything that takes named figures at a step."""
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        """Record figures."""
+        ...
+
+    def finish(self) -> None:
+        """Close the record."""
+        ...
+
+
+class WandbMonitor:
+    """Record one wandb run.
+
+    Args:
+        project: The wandb project.
+        folder: Where wandb writes its `wandb/` folder.
+        name: Name of the run.
+        settings: Settings to store with the run.
+    """
+
+    def __init__(
+        self,
+        project: str,
+        *,
+        folder: str | os.PathLike[str] = ".",
+        name: str | None = None,
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._run: Any = None
+        mode = None if "WANDB_MODE" in os.environ else "offline"
+        self._try("init", lambda: self._start(project, Path(folder), name, settings, mode))
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        """Record figures at a step."""
+        if self._run is not None:
+            self._try("log", lambda: self._run.log(dict(values), step=step))
+
+    def finish(self) -> None:
+        """Close the run; later figures are dropped."""
+        if self._run is not None:
+            self._try("finish", lambda: self._run.finish())
+        self._run = None
+
+    def _start(
+        self,
+        project: str,
+        folder: Path,
+        name: str | None,
+        settings: Mapping[str, Any] | None,
+        mode: Any,  # noqa: ANN401
+    ) -> None:
+        import wandb  # slow to import, and only used here
+
+        folder.mkdir(parents=True, exist_ok=True)
+        quiet = wandb.Settings(silent=True)
+        self._run = wandb.init(
+            project=project,
+            dir=str(folder),
+            name=name,
+            config=dict(settings or {}),
+            mode=mode,
+            reinit="create_new",
+            settings=quiet,
+        )
+
+    def _try(self, action: str, call: Callable[[], object]) -> None:
+        try:
+            call()
+        except Exception as error:  # noqa: BLE001  logging must never end a training
+            self._run = None
+            warnings.warn(
+                f"wandb {action} failed, the training goes on without it: {error}", stacklevel=3
+            )

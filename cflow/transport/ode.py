@@ -1,0 +1,254 @@
+"""A transport in N solver steps: the flow of a velocity field, in flat space or on a manifold.
+
+    dx/dt = v(t, x),    d ladj/dt = div v(t, x),    d cost/|dt| = cost(t, x, v)
+
+Push runs t from 0 to 1, pull from 1 to 0; the same equations give the log-determinant of either
+direction. On a manifold the field is evaluated at the projected point and projected to the tangent
+space; for an embedded manifold with the induced metric the ambient trace of that field is the
+Riemannian divergence, so the same lines hold there.
+Source: Chen et al. (2018), Neural ordinary differential equations, arXiv 1806.07366, theorem 1;
+Falorsi and Forre (2020), Neural ordinary differential equations on manifolds, arXiv 2006.06663.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cflow.errors import DomainError, ShapeError, expect_floating, expect_unit_times
+from cflow.field import Cost, Divergence, Exact, Field
+from cflow.manifold import Euclidean, Manifold, Projector
+from cflow.ode import Adjoint, Direct, Dopri5, Solution, Solver
+from cflow.state import State
+from cflow.transport.transport import Chain, Inverse, Likelihood, Shape, Transport
+from cflow.typing import Points
+
+__all__ = ["ODE", "with_solver"]
+
+
+class ODE(Transport):
+    """Move points along a field.
+
+    Args:
+        field: The velocity.
+        solver: How the equation is integrated.
+        manifold: Where the points live; its `ndim` says how many axes make up one point, so
+            images of shape (channels, height, width) take `Euclidean(3)`.
+        divergence: How the log-determinant is computed, when it is tracked.
+        adjoint: How gradients pass through the solve.
+        cost: A regulariser, integrated into `State.cost` when the state is tracked.
+
+    References:
+        Chen et al. (2018), arXiv 1806.07366; Grathwohl et al. (2019), arXiv 1810.01367.
+
+    Example:
+        >>> from cflow.field import FunctionField
+        >>> from cflow.state import tracked
+        >>> growth = ODE(FunctionField(lambda t, x, context: x))
+        >>> growth.push(tracked(torch.ones(1, 2))).ladj  # e^t in both coordinates
+        tensor([2.0000])
+    """
+
+    def __init__(
+        self,
+        field: Field,
+        solver: Solver | None = None,
+        *,
+        manifold: Projector | None = None,
+        divergence: Divergence | None = None,
+        adjoint: Adjoint | None = None,
+        cost: Cost | None = None,
+    ) -> None:
+        super().__init__()
+        self.field = field
+        self.solver = Dopri5() if solver is None else solver
+        self.manifold = Euclidean() if manifold is None else manifold
+        self.divergence = Exact() if divergence is None else divergence
+        self.adjoint = Direct() if adjoint is None else adjoint
+        self.cost = cost
+
+    def push(
+        self,
+        state: State,
+        context: Tensor | None = None,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> State:
+        return self._run("push", state, context, 0.0, 1.0, generator)
+
+    def pull(
+        self,
+        state: State,
+        context: Tensor | None = None,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> State:
+        return self._run("pull", state, context, 1.0, 0.0, generator)
+
+    @property
+    def likelihood(self) -> Likelihood:
+        return self.divergence.likelihood
+
+    def out_shape(self, shape: Shape) -> Shape:
+        return shape
+
+    def velocity(self, t: Tensor, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Return the field on the manifold: at the projected point, in its tangent space."""
+        x = self.manifold.projx(x)
+        return self.manifold.proju(x, self.field(t.to(x.dtype), x, context))
+
+    def trajectory(
+        self, x: Points, ts: Sequence[float] | Tensor, context: Tensor | None = None
+    ) -> Points:
+        """Follow points through given times; the first time is where x stands.
+
+        Args:
+            x: Points at ts[0], `(*batch, *event)`.
+            ts: Times in [0, 1], rising or falling.
+            context: Condition `(*batch, *context)`.
+
+        Returns:
+            The points at each time, `(len(ts), *batch, *event)`.
+
+        Raises:
+            DomainError: Times lie outside [0, 1], turn back, or are fewer than two.
+        """
+        times = torch.as_tensor(ts, dtype=torch.float64)
+        expect_unit_times("ODE.trajectory", times)
+        if times.dim() != 1 or len(times) < 2:
+            raise DomainError(
+                f"ODE.trajectory: ts must list two times or more, got {times.tolist()}"
+            )
+        path = times.tolist()
+        batch = self._batch("trajectory", x, context)
+        solution = self._solve((x,), context, batch, path[0], path[-1], None, save_at=path)
+        return solution.y[0].unflatten(1, batch) if batch else solution.y[0].squeeze(1)
+
+    def _run(
+        self,
+        method: str,
+        state: State,
+        context: Tensor | None,
+        t0: float,
+        t1: float,
+        generator: torch.Generator | None,
+    ) -> State:
+        batch = self._batch(method, state.x, context)
+        if state.ladj is None:
+            solution = self._solve((state.x,), context, batch, t0, t1, None)
+            return state._replace(
+                x=_unflatten(solution.y[0], batch), nfe=self._nfe(state, solution, batch)
+            )
+        self._check_divergence()
+        noise = self.divergence.noise(state.x, len(batch), generator)
+        cost = state.cost
+        if self.cost is not None:
+            cost = torch.zeros_like(state.ladj) if cost is None else cost
+        y0 = (state.x, state.ladj) if self.cost is None else (state.x, state.ladj, cost)
+        solution = self._solve(y0, context, batch, t0, t1, noise)
+        x, ladj, *rest = (_unflatten(leaf, batch) for leaf in solution.y)
+        return State(x, ladj, rest[0] if rest else cost, self._nfe(state, solution, batch))
+
+    def _solve(
+        self,
+        y0: tuple[Tensor | None, ...],
+        context: Tensor | None,
+        batch: Shape,
+        t0: float,
+        t1: float,
+        noise: Tensor | None,
+        *,
+        save_at: Sequence[float] | None = None,
+    ) -> Solution:
+        direction = 1.0 if t1 >= t0 else -1.0
+
+        def f(
+            t: Tensor, y: tuple[Tensor, ...], context: Tensor | None, noise: Tensor | None
+        ) -> Any:  # noqa: ANN401
+            x = y[0]
+            t = t.to(x.dtype)
+            if len(y) == 1:
+                return (self.velocity(t, x, context),)
+            v, div = self.divergence(self.velocity, t, x, context, noise)
+            if self.cost is None:
+                return v, div.to(y[1].dtype)
+            rate = direction * self.cost(t, x, v)
+            return v, div.to(y[1].dtype), rate.to(y[2].dtype)
+
+        def project(y: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            return (self.manifold.projx(y[0]), *y[1:])
+
+        return self.adjoint.solve(
+            self.solver,
+            f,
+            tuple(_flatten(leaf, batch) for leaf in y0),
+            t0,
+            t1,
+            args=(_flatten(context, batch), _flatten(noise, batch)),
+            parameters=tuple(self.field.parameters()),
+            project=None if isinstance(self.manifold, Euclidean) else project,
+            save_at=save_at,
+        )
+
+    def _batch(self, method: str, x: Tensor, context: Tensor | None) -> Shape:
+        where = f"ODE.{method}"
+        expect_floating(where, x)
+        if x.dim() < self.manifold.ndim:
+            raise ShapeError(
+                f"{where}: points need at least {self.manifold.ndim} axes, got {tuple(x.shape)}"
+            )
+        batch = tuple(x.shape[: x.dim() - self.manifold.ndim])
+        if context is not None and tuple(context.shape[: len(batch)]) != batch:
+            raise ShapeError(
+                f"{where}: the context must have the batch axes {batch} of the points, got "
+                f"{tuple(context.shape)}; expand it to them"
+            )
+        return batch
+
+    def _check_divergence(self) -> None:
+        manifold = self.manifold
+        if not (isinstance(manifold, Manifold) and manifold.induced_metric):
+            raise DomainError(
+                f"ODE: {type(manifold).__name__} does not say its divergence, so it can sample and "
+                "train but has no likelihood; use a cflow.manifold with the induced metric"
+            )
+
+    def _nfe(self, state: State, solution: Solution, batch: Shape) -> Tensor:
+        return state.nfe + _unflatten(solution.nfe, batch)
+
+
+def with_solver(transport: Transport, solver: Solver) -> Transport:
+    """Return the transport with every ODE in it solved by `solver`; all modules are shared.
+
+    Example:
+        >>> from cflow.field import MLPField
+        >>> from cflow.ode import Euler
+        >>> with_solver(ODE(MLPField(2)), Euler(4)).solver
+        Euler(steps=4)
+    """
+    if isinstance(transport, ODE):
+        return ODE(
+            transport.field,
+            solver,
+            manifold=transport.manifold,
+            divergence=transport.divergence,
+            adjoint=transport.adjoint,
+            cost=transport.cost,
+        )
+    if isinstance(transport, Chain):
+        return Chain(*(with_solver(part, solver) for part in transport))
+    if isinstance(transport, Inverse):
+        return Inverse(with_solver(transport.transport, solver))
+    return transport
+
+
+def _flatten(leaf: Tensor | None, batch: Shape) -> Tensor | None:
+    """Gather any number of batch axes, none included, into one."""
+    if leaf is None:
+        return None
+    return leaf.flatten(0, len(batch) - 1) if batch else leaf[None]
+
+
+def _unflatten(leaf: Tensor, batch: Shape) -> Tensor:
+    return leaf.unflatten(0, batch) if batch else leaf[0]
