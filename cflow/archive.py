@@ -42,7 +42,8 @@ def write_atomically(path: str | os.PathLike[str], fill: Callable[[Path], object
         os.replace(temporary, target)
     except OSError as error:
         raise CheckpointError(
-            f"cannot write {target}: {error.strerror or error}; choose a folder that you may write to"
+            f"cannot write {target}: {error.strerror or error}; choose a folder that can be "
+            "written to"
         ) from error
     finally:
         with contextlib.suppress(OSError):
@@ -75,9 +76,7 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any
             f"cannot read {path}: the file is truncated or not a safetensors file ({error})"
         ) from error
     if header is None:
-        raise CheckpointError(
-            f"cannot read {path}: it holds tensors, but not those of a cflow flow"
-        )
+        raise CheckpointError(f"cannot read {path}: its tensors are not those of a flow")
     return tensors, json.loads(header)
 
 

@@ -1,7 +1,7 @@
 """A view of a flow as a `torch.distributions.Distribution`, for code that wants one."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
@@ -25,20 +25,18 @@ class FlowDistribution(Distribution):
     """
 
     has_rsample = True
-    arg_constraints = {}  # noqa: RUF012
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}  # type: ignore[assignment]
 
     def __init__(
         self, flow: "Flow", context: Tensor | None, *, batch_shape: Sequence[int] | None = None
     ) -> None:
         self.flow = flow
         self.context = context
-        own = (
-            ()
-            if context is None
-            else context.shape[: context.dim() - len(flow.context_shape or ())]
-        )
-        shape = torch.Size(own if batch_shape is None else batch_shape)
-        super().__init__(shape, torch.Size(flow.event_shape), validate_args=False)
+        if batch_shape is None:
+            given = len(flow.context_shape or ())
+            batch_shape = () if context is None else context.shape[: context.dim() - given]
+        shape, event_shape = torch.Size(batch_shape), torch.Size(flow.event_shape)
+        super().__init__(shape, event_shape, validate_args=False)
 
     @property
     def support(self) -> constraints.Constraint:

@@ -8,15 +8,15 @@ Source: Rezende and Mohamed (2015), Variational inference with normalizing flows
 
 import os
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from cflow import archive
 from cflow.base import Base
 from cflow.distribution import FlowDistribution
-from cflow.errors import DomainError, ShapeError, expect_trailing
+from cflow.errors import DomainError, ShapeError, expect_floating, expect_trailing
 from cflow.ode import Solver
 from cflow.state import State, tracked
 from cflow.transport import Likelihood, Transport, initialize, with_solver
@@ -69,7 +69,7 @@ class Flow(nn.Module):
         return self.transport.likelihood
 
     def log_prob(
-        self, x: Data, context: Tensor | None = None, *, generator: torch.Generator | None = None
+        self, x: Data, context: Tensor | None = None, *, generator: Generator | None = None
     ) -> Batch:
         """Return log-likelihoods in nats, in the units of the data; differentiable.
 
@@ -88,7 +88,7 @@ class Flow(nn.Module):
             SolverError: An adaptive solve failed.
         """
         state, context = self.pull_state(x, context, generator=generator)
-        return self.base.log_prob(state.x, context) + state.ladj
+        return self.base.log_prob(state.x, context) + cast(Tensor, state.ladj)
 
     def log_prob_with_error(
         self,
@@ -96,7 +96,7 @@ class Flow(nn.Module):
         context: Tensor | None = None,
         *,
         repeats: int = 8,
-        generator: torch.Generator | None = None,
+        generator: Generator | None = None,
     ) -> tuple[Batch, Batch]:
         """Return log-likelihoods and their standard errors over independent noise.
 
@@ -124,7 +124,7 @@ class Flow(nn.Module):
         shape: Sequence[int] | int = (),
         context: Tensor | None = None,
         *,
-        generator: torch.Generator | None = None,
+        generator: Generator | None = None,
     ) -> Points:
         """Draw points without gradients.
 
@@ -144,7 +144,7 @@ class Flow(nn.Module):
         shape: Sequence[int] | int = (),
         context: Tensor | None = None,
         *,
-        generator: torch.Generator | None = None,
+        generator: Generator | None = None,
     ) -> Points:
         """Draw points through which gradients flow; arguments as for `sample`."""
         x0, context = self._draw("rsample", shape, context, generator)
@@ -155,7 +155,7 @@ class Flow(nn.Module):
         shape: Sequence[int] | int = (),
         context: Tensor | None = None,
         *,
-        generator: torch.Generator | None = None,
+        generator: Generator | None = None,
     ) -> tuple[Points, Batch]:
         """Draw points together with their log-likelihoods, in one push where there is no bound.
 
@@ -168,32 +168,34 @@ class Flow(nn.Module):
             return x, self.log_prob(x, context, generator=generator)
         start = tracked(x0, event_dim=len(self.base.event_shape))
         state = self.transport.push(start, context, generator=generator)
-        return state.x, self.base.log_prob(x0, context) - state.ladj
+        return state.x, self.base.log_prob(x0, context) - cast(Tensor, state.ladj)
 
     def push(
-        self, x0: Points, context: Tensor | None = None, *, generator: torch.Generator | None = None
+        self, x0: Points, context: Tensor | None = None, *, generator: Generator | None = None
     ) -> Points:
         """Carry points `(*batch, *base_event)` from the base to the data."""
         x0, context = self._enter("push", x0, self.base.event_shape, context)
         return self.transport.push(State(x0), context, generator=generator).x
 
     def pull(
-        self, x: Data, context: Tensor | None = None, *, generator: torch.Generator | None = None
+        self, x: Data, context: Tensor | None = None, *, generator: Generator | None = None
     ) -> Points:
         """Carry points `(*batch, *event_shape)` from the data to the base."""
         x, context = self._enter("pull", x, self.event_shape, context)
         return self.transport.pull(State(x), context, generator=generator).x
 
     def pull_state(
-        self, x: Data, context: Tensor | None = None, *, generator: torch.Generator | None = None
+        self, x: Data, context: Tensor | None = None, *, generator: Generator | None = None
     ) -> tuple[State, Tensor | None]:
         """Pull with everything tracked (ladj, cost, nfe); also return the broadcast context."""
         x, context = self._enter("log_prob", x, self.event_shape, context)
         start = tracked(x, event_dim=len(self.event_shape))
-        return self.transport.pull(start, context, generator=generator), context
+        state = self.transport.pull(start, context, generator=generator)
+        expect_floating("Flow.log_prob", state.x)  # layers look themselves; a chain may have none
+        return state, context
 
     def initialize(
-        self, x: Data, context: Tensor | None = None, *, generator: torch.Generator | None = None
+        self, x: Data, context: Tensor | None = None, *, generator: Generator | None = None
     ) -> None:
         """Set data-dependent layers (ActNorm, Standardize) from a batch; those already set stay."""
         x, context = self._enter("initialize", x, self.event_shape, context)
@@ -226,7 +228,7 @@ class Flow(nn.Module):
         where: str,
         shape: Sequence[int] | int,
         context: Tensor | None,
-        generator: torch.Generator | None,
+        generator: Generator | None,
     ) -> tuple[Tensor, Tensor | None]:
         self._check_context(where, context)
         full = (shape,) if isinstance(shape, int) else tuple(shape)

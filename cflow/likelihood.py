@@ -3,8 +3,9 @@
 nll(x) = -log p(x) + cost(x)
 """
 
-import torch
-from torch import Tensor
+from typing import cast
+
+from torch import Generator, Tensor
 
 from cflow.flow import Flow
 from cflow.typing import Batch, Data
@@ -13,7 +14,7 @@ __all__ = ["nll"]
 
 
 def nll(
-    flow: Flow, x: Data, context: Tensor | None = None, *, generator: torch.Generator | None = None
+    flow: Flow, x: Data, context: Tensor | None = None, *, generator: Generator | None = None
 ) -> Batch:
     """Return the negative log-likelihood of each point, plus the regularisers of its ODEs.
 
@@ -27,11 +28,12 @@ def nll(
         Nats per point, `(*batch,)`.
 
     Example:
+        >>> import torch
         >>> from cflow.base import Gaussian
         >>> from cflow.transport import Chain
         >>> nll(Flow(Gaussian(1), Chain()), torch.zeros(2, 1))
         tensor([0.9189, 0.9189])
     """
     state, context = flow.pull_state(x, context, generator=generator)
-    value = -(flow.base.log_prob(state.x, context) + state.ladj)
+    value = -(flow.base.log_prob(state.x, context) + cast(Tensor, state.ladj))
     return value if state.cost is None else value + state.cost

@@ -10,9 +10,10 @@ Energy statistics.
 
 import math
 from collections.abc import Sequence
+from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from cflow.errors import DomainError, ShapeError
 from cflow.typing import Batch, Points
@@ -40,7 +41,7 @@ def sliced_wasserstein(
     *,
     projections: int = 512,
     order: int = 2,
-    generator: torch.Generator | None = None,
+    generator: Generator | None = None,
 ) -> Tensor:
     """Return the sliced Wasserstein distance between two samples, computed by POT.
 
@@ -67,7 +68,8 @@ def sliced_wasserstein(
     size = (a.shape[1], projections)
     directions = torch.randn(size, dtype=a.dtype, device=a.device, generator=generator)
     directions = directions / torch.linalg.vector_norm(directions, dim=0)
-    return ot.sliced_wasserstein_distance(a, b, projections=directions, p=order)
+    distance = ot.sliced_wasserstein_distance(a, b, projections=directions, p=order)
+    return cast(Tensor, distance)
 
 
 def energy_distance(x: Points, y: Points) -> Tensor:
@@ -98,7 +100,7 @@ def energy_distance(x: Points, y: Points) -> Tensor:
 def _rows(where: str, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     if x.dim() < 2 or x.shape[1:] != y.shape[1:] or not len(x) or not len(y):
         raise ShapeError(
-            f"{where}: two samples (n, *event) and (m, *event) are needed, got {tuple(x.shape)} and "
-            f"{tuple(y.shape)}"
+            f"{where}: two samples (n, *event) and (m, *event) are needed, got {tuple(x.shape)} "
+            f"and {tuple(y.shape)}"
         )
     return x.flatten(1), y.flatten(1)

@@ -2,8 +2,7 @@
 
 from abc import ABC, abstractmethod
 
-import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from cflow.typing import Batch, Points
 
@@ -29,7 +28,7 @@ class Base(nn.Module, ABC):
         shape: tuple[int, ...],
         context: Tensor | None = None,
         *,
-        generator: torch.Generator | None = None,
+        generator: Generator | None = None,
     ) -> Points:
         """Draw points, `(*shape, *event_shape)`; a context comes with batch axes `shape`."""
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from cflow.base.base import Base
 from cflow.typing import Batch, Points
@@ -33,7 +33,7 @@ class Gaussian(Base):
         shape: tuple[int, ...],
         context: Tensor | None = None,
         *,
-        generator: torch.Generator | None = None,
+        generator: Generator | None = None,
     ) -> Points:
         return torch.randn(
             (*shape, *self.event_shape),

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from cflow.base.base import Base
 from cflow.errors import DomainError
@@ -44,7 +44,7 @@ class SphereUniform(Base):
         shape: tuple[int, ...],
         context: Tensor | None = None,
         *,
-        generator: torch.Generator | None = None,
+        generator: Generator | None = None,
     ) -> Points:
         dtype, device = self.log_density.dtype, self.log_density.device
         full = (*shape, *self.event_shape)

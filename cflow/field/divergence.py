@@ -9,15 +9,17 @@ Source: Hutchinson (1990); Grathwohl et al. (2019), FFJORD, arXiv 1810.01367, se
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Literal, TypeAlias
+from typing import ClassVar, Literal, TypeAlias, cast
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 from torch.func import jvp, vjp, vmap
 
 from cflow.errors import DomainError
 
 __all__ = ["Divergence", "Exact", "Hutchinson", "Velocity"]
+
+Pair: TypeAlias = tuple[Tensor, Tensor]
 
 Velocity: TypeAlias = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """Anything called as `v(t, x, context)`."""
@@ -33,7 +35,7 @@ class Divergence(ABC):
     likelihood: ClassVar[Literal["exact", "estimate"]]
 
     @abstractmethod
-    def noise(self, x: Tensor, batch_dim: int, generator: torch.Generator | None) -> Tensor | None:
+    def noise(self, x: Tensor, batch_dim: int, generator: Generator | None) -> Tensor | None:
         """Draw what one solve needs, `(*batch, probes, *event)`, or None."""
 
     @abstractmethod
@@ -65,7 +67,7 @@ class Exact(Divergence):
         if self.chunk is not None and self.chunk < 1:
             raise DomainError(f"Exact: chunk must be at least 1 or None, got {self.chunk}")
 
-    def noise(self, x: Tensor, batch_dim: int, generator: torch.Generator | None) -> Tensor | None:
+    def noise(self, x: Tensor, batch_dim: int, generator: Generator | None) -> Tensor | None:
         return None
 
     def __call__(
@@ -76,7 +78,8 @@ class Exact(Divergence):
         basis = torch.eye(size, dtype=x.dtype, device=x.device).reshape(size, *event)
 
         def diagonal(tangent: Tensor) -> tuple[Tensor, Tensor]:
-            value, change = jvp(lambda z: v(t, z, context), (x,), (tangent.expand_as(x),))
+            at = (x,), (tangent.expand_as(x),)
+            value, change = cast(Pair, jvp(lambda z: v(t, z, context), *at))
             return value, (change * tangent).flatten(t.dim()).sum(-1)
 
         if self.chunk is None:
@@ -110,7 +113,7 @@ class Hutchinson(Divergence):
         if self.probes < 1:
             raise DomainError(f"Hutchinson: probes must be at least 1, got {self.probes}")
 
-    def noise(self, x: Tensor, batch_dim: int, generator: torch.Generator | None) -> Tensor | None:
+    def noise(self, x: Tensor, batch_dim: int, generator: Generator | None) -> Tensor | None:
         shape = (*x.shape[:batch_dim], self.probes, *x.shape[batch_dim:])
         if self.noise_law == "gaussian":
             return torch.randn(shape, dtype=x.dtype, device=x.device, generator=generator)
@@ -121,7 +124,7 @@ class Hutchinson(Divergence):
         self, v: Velocity, t: Tensor, x: Tensor, context: Tensor | None, noise: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         assert noise is not None
-        value, pull_back = vjp(lambda z: v(t, z, context), x)
+        value, pull_back, *_ = vjp(lambda z: v(t, z, context), x)
         probes = noise.movedim(t.dim(), 0)
         products = vmap(lambda probe: pull_back(probe)[0])(probes)
         return value, (products * probes).flatten(t.dim() + 1).sum(-1).mean(0)

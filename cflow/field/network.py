@@ -1,4 +1,4 @@
-"""A field made of a plain network that sees the point, Fourier features of time, and the context."""
+"""A field made of a plain network that sees the point, features of time, and the context."""
 
 from collections.abc import Sequence
 

@@ -48,9 +48,7 @@ class Sphere(Manifold):
         length = torch.linalg.vector_norm(tangent, dim=-1, keepdim=True)
         dist = self.dist(x, y)[..., None]
         if not torch.compiler.is_compiling() and bool(((length == 0) & (dist > 1)).any()):
-            raise DomainError(
-                "Sphere.logmap: y is the antipode of x, no shortest geodesic is unique"
-            )
+            raise DomainError("Sphere.logmap: y is the antipode of x, all directions are shortest")
         tiny = torch.finfo(x.dtype).tiny
         return torch.where(length > 0, dist / length.clamp(min=tiny), 1.0) * tangent
 

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from cflow.errors import ShapeError, SolverError
 from cflow.typing import Points
@@ -35,7 +35,7 @@ class Coupling(ABC):
         x1: Points,
         context: Tensor | None = None,
         *,
-        generator: torch.Generator | None = None,
+        generator: Generator | None = None,
     ) -> Pairs:
         """Return pairs of indices, one for each target.
 
@@ -65,7 +65,7 @@ class IndependentCoupling(Coupling):
         x1: Points,
         context: Tensor | None = None,
         *,
-        generator: torch.Generator | None = None,
+        generator: Generator | None = None,
     ) -> Pairs:
         _check("IndependentCoupling", x0, x1)
         n, m = len(x0), len(x1)
@@ -89,12 +89,12 @@ class PairedCoupling(Coupling):
         x1: Points,
         context: Tensor | None = None,
         *,
-        generator: torch.Generator | None = None,
+        generator: Generator | None = None,
     ) -> Pairs:
         _check("PairedCoupling", x0, x1)
         if len(x0) != len(x1):
             raise ShapeError(
-                f"PairedCoupling: as many sources as targets are needed, got {len(x0)} and {len(x1)}"
+                f"PairedCoupling: needs as many sources as targets, got {len(x0)} and {len(x1)}"
             )
         index = torch.arange(len(x1), device=x1.device)
         return Pairs(index, index)
@@ -124,7 +124,7 @@ class OTCoupling(Coupling):
         x1: Points,
         context: Tensor | None = None,
         *,
-        generator: torch.Generator | None = None,
+        generator: Generator | None = None,
     ) -> Pairs:
         import ot  # POT is slow to import, and only this class needs it
 

@@ -8,7 +8,7 @@ Source: Lipman et al. (2023), Flow matching for generative modeling, arXiv 2210.
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from cflow.errors import ShapeError
 from cflow.matching.coupling import Coupling
@@ -27,7 +27,7 @@ def matching(
     x0: Points | None = None,
     context: Tensor | None = None,
     t: Times | None = None,
-    generator: torch.Generator | None = None,
+    generator: Generator | None = None,
 ) -> Batch:
     """Return the squared velocity error of each pair, averaged over the entries of the event.
 

@@ -7,7 +7,7 @@ Source: Liu et al. (2023), Flow straight and fast, arXiv 2209.03003, sections 2.
 """
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from cflow.base import Base
 from cflow.errors import DomainError
@@ -24,7 +24,7 @@ def reflow_pairs(
     *,
     batch: int = 1024,
     context: Tensor | None = None,
-    generator: torch.Generator | None = None,
+    generator: Generator | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Draw base points and push them through a trained transport.
 
@@ -64,9 +64,7 @@ def reflow_pairs(
     return x0, torch.cat(targets)
 
 
-def euler_times(
-    n: int, steps: int, *, like: Tensor, generator: torch.Generator | None = None
-) -> Tensor:
+def euler_times(n: int, steps: int, *, like: Tensor, generator: Generator | None = None) -> Tensor:
     """Draw times uniformly from the starts of `steps` equal Euler steps, 0, 1/steps, ...
 
     Args:

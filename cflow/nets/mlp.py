@@ -6,6 +6,7 @@ Equal neighbouring widths are joined by a skip connection when `residual` is set
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -50,9 +51,7 @@ class MLP(nn.Module):
                 f"context={context}, hidden_features={tuple(hidden_features)}"
             )
         widths = [features, *hidden_features]
-        self.hidden = nn.ModuleList(
-            nn.Linear(a + context, b) for a, b in zip(widths, widths[1:], strict=False)
-        )
+        self.hidden = nn.ModuleList(nn.Linear(a + context, b) for a, b in pairwise(widths))
         self.last = nn.Linear(widths[-1] + context, outputs)
         self.dropout = nn.Dropout(dropout)
         self.residual = residual

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cflow.errors import DomainError, SolverError, expect_positive
 from cflow.ode.fixed import advance, stages
-from cflow.ode.solver import Problem, Solution, Solver, Status, Time, march
+from cflow.ode.solver import Problem, Solution, Solver, Status, Time, finite_rows, march
 from cflow.ode.tableau import DOPRI5, Tableau
 
 __all__ = ["Adaptive", "Dopri5", "rms_of_leaves"]
@@ -40,7 +40,7 @@ def rms_of_leaves(ratios: Sequence[Tensor]) -> Tensor:
         >>> rms_of_leaves([torch.tensor([[3.0, 4.0]]), torch.tensor([2.0])])
         tensor([3.5355])
     """
-    flat = [r.reshape(r.shape[0], -1) for r in ratios]
+    flat = [r[..., None].flatten(1) for r in ratios]
     return torch.stack([r.square().mean(1).sqrt() for r in flat if r.shape[1]]).amax(0)
 
 
@@ -115,7 +115,7 @@ class Adaptive(Solver):
             h1 = (0.01 / worst) ** (1.0 / self.tableau.order)
             h1 = torch.where(worst <= 1e-15, (1e-3 * h0.abs()).clamp(min=1e-6), h1)
             h = torch.nan_to_num(torch.minimum(100 * h0.abs(), h1), nan=1e-6).to(t.dtype) * sign
-            finite = _finite(y) & _finite(slope)
+            finite = finite_rows(y) & finite_rows(slope)
         zero = torch.zeros(batch, dtype=torch.long, device=device)
         status = torch.where(finite, int(Status.DONE), int(Status.NON_FINITE))
         index = torch.arange(batch, device=device)
@@ -153,7 +153,7 @@ class Adaptive(Solver):
             slope_new = slopes[-1]
         with torch.no_grad():
             size = self._size(rows.y, y_new, slopes, h)
-            accept = (size <= 1) & _finite(y_new) & _finite(slope_new)
+            accept = (size <= 1) & finite_rows(y_new) & finite_rows(slope_new)
             factor = (SAFETY * size ** (-1.0 / self.tableau.order)).to(h.dtype)
             factor = torch.nan_to_num(factor, nan=SHRINK, posinf=GROW).clamp(SHRINK, GROW)
             factor = torch.where(accept, factor, factor.clamp(max=1.0 - 1e-3))
@@ -295,11 +295,6 @@ class _Rows:
         names = ("t", "h", "nfe", "accepted", "rejected", "status", "index")
         rest = {name: cat([getattr(part, name) for part in parts]) for name in names}
         return _Rows(leaves("y"), leaves("slope"), leaves("args"), **rest)
-
-
-def _finite(leaves: list[Tensor]) -> Tensor:
-    flags = [torch.isfinite(leaf).reshape(leaf.shape[0], -1).all(1) for leaf in leaves]
-    return torch.stack(flags).all(0)
 
 
 def _choose(accept: Tensor, new: Tensor, old: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from cflow.errors import DomainError
-from cflow.ode.solver import Problem, Solution, Solver, Status, Time, march
+from cflow.ode.solver import Problem, Solution, Solver, Status, Time, finite_rows, march
 from cflow.ode.tableau import EULER, HEUN, MIDPOINT, Tableau
 from cflow.ode.tableau import RK4 as RK4_TABLEAU
 
@@ -59,14 +59,8 @@ class FixedStep(Solver):
         return Solution(problem.tree(out), ts, *self._report(y, len(grid) - 1))
 
     def _report(self, y: list[Tensor], steps: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        batch, device = y[0].shape[0], y[0].device
-        finite = torch.ones(batch, dtype=torch.bool, device=device)
-        for leaf in y:
-            finite = finite & torch.isfinite(
-                leaf.flatten(1) if leaf.dim() > 1 else leaf[:, None]
-            ).all(1)
-        accepted = torch.full((batch,), steps, device=device)
-        status = torch.where(finite, int(Status.DONE), int(Status.NON_FINITE))
+        accepted = torch.full((y[0].shape[0],), steps, device=y[0].device)
+        status = torch.where(finite_rows(y), int(Status.DONE), int(Status.NON_FINITE))
         return accepted * self.tableau.stages, accepted, torch.zeros_like(accepted), status
 
 
@@ -136,10 +130,8 @@ def advance(
         terms = [(w, k[index]) for w, k in zip(weights, slopes, strict=False) if w != 0.0]
         if isinstance(h, Tensor):
             increment = sum(w * k for w, k in terms[1:]) + terms[0][0] * terms[0][1]
-            step = h.to(leaf.dtype)
-            out.append(
-                leaf + step.reshape(step.shape + (1,) * (leaf.dim() - step.dim())) * increment
-            )
+            width = h.to(leaf.dtype).reshape(h.shape + (1,) * (leaf.dim() - h.dim()))
+            out.append(leaf + width * increment)
         else:
             for w, k in terms:
                 leaf = torch.add(leaf, k, alpha=h * w)

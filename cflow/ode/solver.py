@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from itertools import pairwise
 from typing import Any, ClassVar, NamedTuple, TypeAlias, TypeVar
 
 import torch
@@ -18,7 +19,7 @@ from torch.utils import _pytree as pytree
 
 from cflow.errors import DomainError, ShapeError
 
-__all__ = ["Problem", "Solution", "Solver", "Status", "Time", "march"]
+__all__ = ["Problem", "Solution", "Solver", "Status", "Time", "finite_rows", "march"]
 
 Time: TypeAlias = float | Tensor
 """A time: a number, a 0-d tensor, or one per sample `(batch,)` (tensors carry gradients)."""
@@ -196,6 +197,12 @@ def march(
     return y
 
 
+def finite_rows(leaves: Sequence[Tensor]) -> Tensor:
+    """Say for each sample whether all its entries are finite, `(batch,)`."""
+    flags = [torch.isfinite(leaf)[..., None].flatten(1).all(1) for leaf in leaves]
+    return torch.stack(flags).all(0)
+
+
 def _problem(
     f: Callable[..., Any],
     y0: Any,  # noqa: ANN401
@@ -240,7 +247,7 @@ def _stops(t0: Time, t1: Time, save_at: Sequence[float] | Tensor | None) -> list
     saved: list[float] = save_at.tolist() if isinstance(save_at, Tensor) else list(save_at)
     sign = 1.0 if t1 >= t0 else -1.0
     path = [t0, *saved, t1]
-    if not saved or any(sign * (b - a) < 0 for a, b in zip(path, path[1:], strict=False)):
+    if not saved or any(sign * (b - a) < 0 for a, b in pairwise(path)):
         raise DomainError(
             f"solve: save_at must run from t0={t0:g} to t1={t1:g} without turning back, got {saved}"
         )

@@ -1,7 +1,7 @@
 """Training: the loop, its schedules, its checkpoints, and where it reports to."""
 
 from cflow.train.loop import Trainer, TrainResult
-from cflow.train.monitor import Monitor, WandbMonitor
+from cflow.train.monitor import Monitor, Stage, WandbMonitor
 from cflow.train.schedule import ConstantRate, CosineDecay, PolynomialDecay, Schedule
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "Monitor",
     "PolynomialDecay",
     "Schedule",
+    "Stage",
     "TrainResult",
     "Trainer",
     "WandbMonitor",

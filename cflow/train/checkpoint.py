@@ -34,8 +34,8 @@ def read_checkpoint(path: str | os.PathLike[str], model: nn.Module) -> dict[str,
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
-            f"cannot read checkpoint {path}: the file is truncated or no checkpoint ({reason}); move "
-            "it away to start anew, or put a whole copy in its place"
+            f"cannot read checkpoint {path}: the file is truncated or no checkpoint ({reason}); "
+            "move it away to start anew, or put a whole copy in its place"
         ) from error
     if not isinstance(state, dict) or not {"step", "model", "optimizer"} <= state.keys():
         raise CheckpointError(f"cannot read checkpoint {path}: it is not that of a cflow training")

@@ -148,26 +148,18 @@ class Trainer:
         run.open(resume=resume)
         start = run.step
         source = batches(data, self.batch, seed=self.seed, start=start, workers=self.workers)
-        try:
-            with tqdm(
-                total=self.steps,
-                initial=start,
-                disable=None if self.progress else True,
-                leave=False,
-            ) as bar:
-                for batch in source:
-                    if run.step >= self.steps or run.stopped:
-                        break
-                    figures = run.advance(batch)
-                    if validation is not None and run.due(self.validate_every):
-                        run.validate(validation)
-                    if run.due(self.checkpoint_every):
-                        run.save()
-                    bar.set_postfix(loss=f"{figures['loss']:.4g}", refresh=False)
-                    bar.update()
-        finally:
-            if self.monitor is not None:
-                self.monitor.finish()
+        silent = None if self.progress else True  # None: silent where there is no terminal
+        with tqdm(total=self.steps, initial=start, disable=silent, leave=False) as bar:
+            for batch in source:
+                if run.step >= self.steps or run.stopped:
+                    break
+                figures = run.advance(batch)
+                if validation is not None and run.due(self.validate_every):
+                    run.validate(validation)
+                if run.due(self.checkpoint_every):
+                    run.save()
+                bar.set_postfix(loss=f"{figures['loss']:.4g}", refresh=False)
+                bar.update()
         return run.close()
 
 
@@ -180,10 +172,7 @@ class _Run:
         if not self.parameters:
             raise DomainError("Trainer: the model has no parameter that requires a gradient")
         self.device = self.parameters[0].device
-        optimizer = trainer.optimizer
-        self.optimizer = (
-            torch.optim.AdamW(self.parameters, lr=trainer.lr) if optimizer is None else optimizer
-        )
+        self.optimizer = trainer.optimizer or torch.optim.AdamW(self.parameters, lr=trainer.lr)
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
         self.average = None
         if trainer.ema is not None:
@@ -216,7 +205,7 @@ class _Run:
         return self.step % every == 0 or self.step >= self.of.steps or self.stopped
 
     def open(self, *, resume: bool) -> None:
-        """Read the checkpoint, or write the first one, which shows that the folder can be written."""
+        """Read the checkpoint, or write the first, which shows that the folder can be written."""
         if self.path is None:
             return
         if not self.path.is_file():
@@ -224,8 +213,8 @@ class _Run:
             return
         if not resume:
             raise CheckpointError(
-                f"Trainer.fit: {self.path} holds an earlier training; pass resume=True to go on with "
-                "it, or choose another folder"
+                f"Trainer.fit: {self.path} holds an earlier training; pass resume=True to go on "
+                "with it, or choose another folder"
             )
         self._restore(read_checkpoint(self.path, self.of.model))
 
@@ -344,8 +333,8 @@ class _Run:
             else (f"the last good checkpoint is {self.path}")
         )
         raise TrainingError(
-            f"Trainer.fit: {what} is {value.item()} at step {self.step}; {kept}. Lower the learning "
-            "rate, set clip, or look at the batch of that step"
+            f"Trainer.fit: {what} is {value.item()} at step {self.step}; {kept}. Lower the "
+            "learning rate, set clip, or look at the batch of that step"
         )
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-__all__ = ["Monitor", "WandbMonitor"]
+__all__ = ["Monitor", "Stage", "WandbMonitor"]
 
 
 class Monitor(Protocol):
@@ -20,9 +20,23 @@ class Monitor(Protocol):
         """Record figures."""
         ...
 
-    def finish(self) -> None:
-        """Close the record."""
-        ...
+
+class Stage:
+    """One of several trainings that report to one monitor, each with its own names and steps.
+
+    Args:
+        monitor: Where the figures go.
+        name: Put before every name, with a slash.
+    """
+
+    def __init__(self, monitor: "WandbMonitor", name: str) -> None:
+        self._monitor = monitor
+        self._name = name
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        """Record figures at a step of this training."""
+        named = {f"{self._name}/{key}": value for key, value in values.items()}
+        self._monitor.record({**named, f"{self._name}/step": step})
 
 
 class WandbMonitor:
@@ -44,13 +58,23 @@ class WandbMonitor:
         settings: Mapping[str, Any] | None = None,
     ) -> None:
         self._run: Any = None
-        mode = None if "WANDB_MODE" in os.environ else "offline"
-        self._try("init", lambda: self._start(project, Path(folder), name, settings, mode))
+        self._try("init", lambda: self._start(project, Path(folder), name, settings))
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         """Record figures at a step."""
+        self.record({**values, "step": step})
+
+    def record(self, values: Mapping[str, float]) -> None:
+        """Record figures as they are."""
         if self._run is not None:
-            self._try("log", lambda: self._run.log(dict(values), step=step))
+            self._try("log", lambda: self._run.log(dict(values)))
+
+    def stage(self, name: str) -> Stage:
+        """Open a training of its own within this run; its steps are the axis of its figures."""
+        if self._run is not None:
+            axis = f"{name}/step"
+            self._try("stage", lambda: self._run.define_metric(f"{name}/*", step_metric=axis))
+        return Stage(self, name)
 
     def finish(self) -> None:
         """Close the run; later figures are dropped."""
@@ -59,25 +83,19 @@ class WandbMonitor:
         self._run = None
 
     def _start(
-        self,
-        project: str,
-        folder: Path,
-        name: str | None,
-        settings: Mapping[str, Any] | None,
-        mode: Any,  # noqa: ANN401
+        self, project: str, folder: Path, name: str | None, settings: Mapping[str, Any] | None
     ) -> None:
         import wandb  # slow to import, and only used here
 
         folder.mkdir(parents=True, exist_ok=True)
-        quiet = wandb.Settings(silent=True)
         self._run = wandb.init(
             project=project,
             dir=str(folder),
             name=name,
             config=dict(settings or {}),
-            mode=mode,
+            mode=None if "WANDB_MODE" in os.environ else "offline",
             reinit="create_new",
-            settings=quiet,
+            settings=wandb.Settings(silent=True),
         )
 
     def _try(self, action: str, call: Callable[[], object]) -> None:

@@ -65,14 +65,14 @@ class CouplingLayer(Layer):
     def _push(
         self, x: Tensor, context: Tensor | None, *, tracked: bool
     ) -> tuple[Tensor, Tensor | None]:
-        return self._apply(self.univariate.push, x, context)
+        return self._move(self.univariate.push, x, context)
 
     def _pull(
         self, y: Tensor, context: Tensor | None, *, tracked: bool
     ) -> tuple[Tensor, Tensor | None]:
-        return self._apply(self.univariate.pull, y, context)
+        return self._move(self.univariate.pull, y, context)
 
-    def _apply(
+    def _move(
         self,
         move: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
         x: Tensor,

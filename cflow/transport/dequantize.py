@@ -10,7 +10,7 @@ Source: Theis et al. (2016), A note on the evaluation of generative models, arXi
 import math
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from cflow.errors import DomainError
 from cflow.transport.transport import Stochastic
@@ -45,7 +45,7 @@ class Dequantize(Stochastic):
         self.unit: Tensor
         self.register_buffer("unit", torch.tensor(1.0))  # follows .to(dtype), for integer input
 
-    def noise(self, y: Tensor, generator: torch.Generator | None) -> Tensor:
+    def noise(self, y: Tensor, generator: Generator | None) -> Tensor:
         dtype = y.dtype if y.is_floating_point() else self.unit.dtype
         return torch.rand(y.shape, dtype=dtype, device=y.device, generator=generator)
 

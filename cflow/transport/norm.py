@@ -9,7 +9,7 @@ from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from cflow.errors import DomainError, expect_finite, expect_trailing
 from cflow.state import State
@@ -29,7 +29,7 @@ class DataDependent(Layer):
         super().__init__(event_dim=len(tuple(event_shape)))
         self.event_shape = tuple(event_shape)
         self.fitted: Tensor
-        self.register_buffer("fitted", torch.tensor(False))
+        self.register_buffer("fitted", torch.zeros((), dtype=torch.bool))
 
     def fit(self, y: Tensor) -> None:
         """Set the statistics so that pulling y gives mean 0 and standard deviation 1.
@@ -53,7 +53,7 @@ class DataDependent(Layer):
         expect_finite(where, "y", rows)
         scale = rows.std(0)
         self._set(rows.mean(0), torch.where(scale > 0, scale, 1.0))
-        self.fitted.fill_(True)
+        self.fitted.fill_(1)
 
     @abstractmethod
     def _set(self, mean: Tensor, scale: Tensor) -> None:
@@ -143,7 +143,7 @@ def initialize(
     x: Tensor,
     context: Tensor | None = None,
     *,
-    generator: torch.Generator | None = None,
+    generator: Generator | None = None,
 ) -> None:
     """Set every data-dependent layer that has not been set, from a batch on the data side.
 

@@ -11,10 +11,9 @@ Falorsi and Forre (2020), Neural ordinary differential equations on manifolds, a
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from cflow.errors import DomainError, ShapeError, expect_floating, expect_unit_times
 from cflow.field import Cost, Divergence, Exact, Field
@@ -73,7 +72,7 @@ class ODE(Transport):
         state: State,
         context: Tensor | None = None,
         *,
-        generator: torch.Generator | None = None,
+        generator: Generator | None = None,
     ) -> State:
         return self._run("push", state, context, 0.0, 1.0, generator)
 
@@ -82,7 +81,7 @@ class ODE(Transport):
         state: State,
         context: Tensor | None = None,
         *,
-        generator: torch.Generator | None = None,
+        generator: Generator | None = None,
     ) -> State:
         return self._run("pull", state, context, 1.0, 0.0, generator)
 
@@ -117,9 +116,7 @@ class ODE(Transport):
         times = torch.as_tensor(ts, dtype=torch.float64)
         expect_unit_times("ODE.trajectory", times)
         if times.dim() != 1 or len(times) < 2:
-            raise DomainError(
-                f"ODE.trajectory: ts must list two times or more, got {times.tolist()}"
-            )
+            raise DomainError(f"ODE.trajectory: ts must list two times or more, got {list(ts)}")
         path = times.tolist()
         batch = self._batch("trajectory", x, context)
         solution = self._solve((x,), context, batch, path[0], path[-1], None, save_at=path)
@@ -132,14 +129,13 @@ class ODE(Transport):
         context: Tensor | None,
         t0: float,
         t1: float,
-        generator: torch.Generator | None,
+        generator: Generator | None,
     ) -> State:
         batch = self._batch(method, state.x, context)
         if state.ladj is None:
             solution = self._solve((state.x,), context, batch, t0, t1, None)
-            return state._replace(
-                x=_unflatten(solution.y[0], batch), nfe=self._nfe(state, solution, batch)
-            )
+            nfe = state.nfe + _unflatten(solution.nfe, batch)
+            return state._replace(x=_unflatten(solution.y[0], batch), nfe=nfe)
         self._check_divergence()
         noise = self.divergence.noise(state.x, len(batch), generator)
         cost = state.cost
@@ -148,7 +144,8 @@ class ODE(Transport):
         y0 = (state.x, state.ladj) if self.cost is None else (state.x, state.ladj, cost)
         solution = self._solve(y0, context, batch, t0, t1, noise)
         x, ladj, *rest = (_unflatten(leaf, batch) for leaf in solution.y)
-        return State(x, ladj, rest[0] if rest else cost, self._nfe(state, solution, batch))
+        nfe = state.nfe + _unflatten(solution.nfe, batch)
+        return State(x, ladj, rest[0] if rest else cost, nfe)
 
     def _solve(
         self,
@@ -165,7 +162,7 @@ class ODE(Transport):
 
         def f(
             t: Tensor, y: tuple[Tensor, ...], context: Tensor | None, noise: Tensor | None
-        ) -> Any:  # noqa: ANN401
+        ) -> tuple[Tensor, ...]:
             x = y[0]
             t = t.to(x.dtype)
             if len(y) == 1:
@@ -213,9 +210,6 @@ class ODE(Transport):
                 f"ODE: {type(manifold).__name__} does not say its divergence, so it can sample and "
                 "train but has no likelihood; use a cflow.manifold with the induced metric"
             )
-
-    def _nfe(self, state: State, solution: Solution, batch: Shape) -> Tensor:
-        return state.nfe + _unflatten(solution.nfe, batch)
 
 
 def with_solver(transport: Transport, solver: Solver) -> Transport:

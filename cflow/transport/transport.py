@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Literal, TypeAlias, overload
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from cflow.errors import DomainError, ShapeError, expect_floating
 from cflow.state import State
@@ -31,7 +31,7 @@ class Transport(nn.Module, ABC):
         state: State,
         context: Tensor | None = None,
         *,
-        generator: torch.Generator | None = None,
+        generator: Generator | None = None,
     ) -> State:
         """Carry a state from the base side to the data side.
 
@@ -50,7 +50,7 @@ class Transport(nn.Module, ABC):
         state: State,
         context: Tensor | None = None,
         *,
-        generator: torch.Generator | None = None,
+        generator: Generator | None = None,
     ) -> State:
         """Carry a state from the data side to the base side; arguments as for `push`."""
 
@@ -108,7 +108,7 @@ class Layer(Transport):
         state: State,
         context: Tensor | None = None,
         *,
-        generator: torch.Generator | None = None,
+        generator: Generator | None = None,
     ) -> State:
         self._check("push", state)
         return _account(state, *self._push(state.x, context, tracked=state.ladj is not None))
@@ -118,7 +118,7 @@ class Layer(Transport):
         state: State,
         context: Tensor | None = None,
         *,
-        generator: torch.Generator | None = None,
+        generator: Generator | None = None,
     ) -> State:
         self._check("pull", state)
         return _account(state, *self._pull(state.x, context, tracked=state.ladj is not None))
@@ -147,7 +147,7 @@ class Stochastic(Transport):
     """
 
     @abstractmethod
-    def noise(self, y: Tensor, generator: torch.Generator | None) -> Tensor:
+    def noise(self, y: Tensor, generator: Generator | None) -> Tensor:
         """Draw the noise that one pull of y needs."""
 
     @abstractmethod
@@ -165,12 +165,12 @@ class Stochastic(Transport):
         state: State,
         context: Tensor | None = None,
         *,
-        generator: torch.Generator | None = None,
+        generator: Generator | None = None,
     ) -> State:
         if state.ladj is not None:
             raise DomainError(
-                f"{type(self).__name__}.push: a map that forgets its noise has no determinant; push "
-                "points only (State(x)) and ask log_prob for the bound at the result"
+                f"{type(self).__name__}.push: a map that forgets its noise has no determinant; "
+                "push points only (State(x)) and ask log_prob for the bound at the result"
             )
         return state._replace(x=self._push(state.x, context))
 
@@ -179,7 +179,7 @@ class Stochastic(Transport):
         state: State,
         context: Tensor | None = None,
         *,
-        generator: torch.Generator | None = None,
+        generator: Generator | None = None,
     ) -> State:
         noise = self.noise(state.x, generator)
         tracked = state.ladj is not None
@@ -217,7 +217,7 @@ class Chain(Transport):
         state: State,
         context: Tensor | None = None,
         *,
-        generator: torch.Generator | None = None,
+        generator: Generator | None = None,
     ) -> State:
         for part in self:
             state = part.push(state, context, generator=generator)
@@ -228,7 +228,7 @@ class Chain(Transport):
         state: State,
         context: Tensor | None = None,
         *,
-        generator: torch.Generator | None = None,
+        generator: Generator | None = None,
     ) -> State:
         for part in reversed(list(self)):
             state = part.pull(state, context, generator=generator)
@@ -278,7 +278,7 @@ class Inverse(Transport):
         state: State,
         context: Tensor | None = None,
         *,
-        generator: torch.Generator | None = None,
+        generator: Generator | None = None,
     ) -> State:
         return self.transport.pull(state, context, generator=generator)
 
@@ -287,7 +287,7 @@ class Inverse(Transport):
         state: State,
         context: Tensor | None = None,
         *,
-        generator: torch.Generator | None = None,
+        generator: Generator | None = None,
     ) -> State:
         return self.transport.push(state, context, generator=generator)
 

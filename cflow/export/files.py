@@ -1,0 +1,188 @@
+"""Write a sampler as a file that runs where cflow is not installed: `.pt2` and ONNX.
+
+Both take any batch size, carry a description of themselves, and are compared with the module they
+came from before the call returns: parity = max|a - b| / max(1, max|b|) on fixed noise.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.export import Dim
+
+from cflow import archive
+from cflow.errors import CflowError, MissingExtraError
+from cflow.export.sampler import Sampler
+
+__all__ = ["ExportError", "export_onnx", "export_pt2"]
+
+TRACED, CHECKED = 4, 7
+"""Batch size that is traced, and a different one that is checked."""
+
+
+class ExportError(CflowError, RuntimeError):
+    """A sampler cannot be written, or the written file disagrees with it."""
+
+
+def export_pt2(sampler: Sampler, path: str | os.PathLike[str], *, tolerance: float = 1e-4) -> float:
+    """Write a `torch.export` program, to be run with torch alone.
+
+    Read it back with `torch.export.load(path).module()` and call that with noise.
+
+    Args:
+        sampler: The sampler.
+        path: The file to write.
+        tolerance: Largest parity that is accepted.
+
+    Returns:
+        The parity of the written file.
+
+    Raises:
+        ExportError: The sampler cannot be traced, or the file differs by more than the tolerance.
+        CheckpointError: The file cannot be written.
+    """
+    sampler = sampler.eval()
+    inputs = _inputs(sampler, TRACED)
+    shapes = {name: {0: Dim.DYNAMIC} for name in inputs}
+    with torch.no_grad():
+        try:
+            program = torch.export.export(sampler, (), inputs, dynamic_shapes=shapes)
+        except Exception as error:
+            raise ExportError(f"export_pt2: the sampler cannot be traced: {error}") from error
+
+    def fill(file: Path) -> float:
+        with open(file, "wb") as stream:
+            torch.export.save(program, stream, extra_files={"cflow.json": _description(sampler)})
+        with open(file, "rb") as stream:
+            module = torch.export.load(stream).module()
+        return _parity("export_pt2", sampler, lambda given: module(**given), tolerance)
+
+    return _write(path, fill)
+
+
+def export_onnx(
+    sampler: Sampler, path: str | os.PathLike[str], *, tolerance: float = 1e-4
+) -> float:
+    """Write an ONNX model with inputs `noise` (and `context`) and output `samples`.
+
+    Args:
+        sampler: The sampler.
+        path: The file to write.
+        tolerance: Largest parity that is accepted, measured with onnxruntime.
+
+    Returns:
+        The parity of the written file.
+
+    Raises:
+        MissingExtraError: onnx, onnxscript or onnxruntime is not installed.
+        ExportError: The sampler cannot be traced, or the file differs by more than the tolerance.
+        CheckpointError: The file cannot be written.
+    """
+    try:
+        import onnx
+        import onnxruntime
+        import onnxscript  # noqa: F401  torch.onnx needs it
+    except ImportError as error:
+        raise MissingExtraError(
+            f"export_onnx: {error.name} is not installed; pip install 'cflow[export]'"
+        ) from error
+    sampler = sampler.eval()
+    inputs = _inputs(sampler, TRACED)
+    with torch.no_grad(), warnings.catch_warnings(), _quiet("torch.onnx"):
+        warnings.simplefilter("ignore")  # of the exporter's own internals
+        try:
+            program = torch.onnx.export(
+                sampler,
+                (),
+                kwargs=inputs,
+                input_names=list(inputs),
+                output_names=["samples"],
+                dynamic_shapes={name: {0: Dim.DYNAMIC} for name in inputs},
+                dynamo=True,
+                verbose=False,
+            )
+        except Exception as error:
+            raise ExportError(f"export_onnx: the sampler cannot be traced: {error}") from error
+    assert program is not None
+    model = program.model_proto
+    onnx.helper.set_model_props(model, {"cflow": _description(sampler)})
+
+    def fill(file: Path) -> float:
+        file.write_bytes(model.SerializeToString())
+        session = onnxruntime.InferenceSession(
+            file.read_bytes(), providers=["CPUExecutionProvider"]
+        )
+
+        def call(given: dict[str, Tensor]) -> Tensor:
+            return torch.from_numpy(session.run(None, {k: v.numpy() for k, v in given.items()})[0])
+
+        return _parity("export_onnx", sampler, call, tolerance)
+
+    return _write(path, fill)
+
+
+def _inputs(sampler: Sampler, batch: int) -> dict[str, Tensor]:
+    """Draw the fixed noise (and context) that files are traced and checked with."""
+    parameter = next(sampler.parameters(), torch.empty(0))
+    generator = torch.Generator().manual_seed(0)
+    shapes = {"noise": sampler.event_shape}
+    if sampler.context_shape is not None:
+        shapes["context"] = sampler.context_shape
+    return {
+        name: torch.randn((batch, *shape), generator=generator).to(parameter)
+        for name, shape in shapes.items()
+    }
+
+
+def _parity(
+    where: str, sampler: Sampler, call: Callable[[dict[str, Tensor]], Tensor], tolerance: float
+) -> float:
+    worst = 0.0
+    for batch in (TRACED, CHECKED):
+        given = _inputs(sampler, batch)
+        with torch.no_grad():
+            ours, theirs = sampler(**given), call(given)
+        worst = max(worst, float((theirs - ours).abs().max() / ours.abs().max().clamp(min=1.0)))
+    if not worst <= tolerance:
+        raise ExportError(
+            f"{where}: the written file differs from the sampler by {worst:.3g}, more than "
+            f"{tolerance:.3g}; no file was kept"
+        )
+    return worst
+
+
+def _description(sampler: Sampler) -> str:
+    solvers = [str(part.solver) for part in sampler.modules() if hasattr(part, "solver")]
+    fields: dict[str, Any] = {
+        "base": sampler.base,
+        "event_shape": sampler.event_shape,
+        "context_shape": sampler.context_shape,
+        "solvers": solvers,
+        "parity_seed": 0,
+    }
+    return json.dumps(fields)
+
+
+@contextlib.contextmanager
+def _quiet(name: str) -> Iterator[None]:
+    """Keep a package's log below errors for a while."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _write(path: str | os.PathLike[str], fill: Callable[[Path], float]) -> float:
+    parity: list[float] = []
+    archive.write_atomically(path, lambda file: parity.append(fill(file)))
+    return parity[0]

@@ -1,0 +1,179 @@
+"""The registry: one line for each transport, and the suite asks of all of them the same things.
+
+A new class joins by one line here.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from cflow import recipes
+from cflow.field import Exact, Field, KineticEnergy, MLPField
+from cflow.manifold import Euclidean
+from cflow.nets import MLP
+from cflow.ode import RK4, Dopri5, Euler, Heun, Midpoint
+from cflow.transport import (
+    ODE,
+    ActNorm,
+    Affine,
+    Chain,
+    CouplingLayer,
+    Inverse,
+    Logit,
+    Permutation,
+    Reshape,
+    Standardize,
+    Transport,
+)
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class TransportCase:
+    """A transport, what goes through it, and how exactly it must come back.
+
+    `round_trip` bounds pull(push(x)) - x and the cancelling of ladj; `jacobian` bounds ladj against
+    the determinant of an autograd Jacobian. Both are rounding for layers, solver error for ODEs.
+    """
+
+    name: str
+    build: Callable[[], Transport]
+    event: Shape = (3,)
+    context: Shape | None = None
+    round_trip: float = 1e-10
+    jacobian: float = 1e-9
+    points: Callable[..., Tensor] = torch.randn
+    traceable: bool = True  # compiles, exports and vmaps: everything but adaptive solving
+
+    def make(self, seed: int = 0) -> Transport:
+        """Build the transport away from its initialisation: every parameter is perturbed."""
+        torch.manual_seed(seed)
+        transport = self.build()
+        for parameter in transport.parameters():
+            nn.init.normal_(parameter, std=0.3)
+        return transport
+
+    def draw(self, *batch: int, seed: int = 1) -> tuple[Tensor, Tensor | None]:
+        """Draw points on the base side, and a context for them."""
+        torch.manual_seed(seed)
+        x = self.points(*batch, *self.event)
+        return x, None if self.context is None else torch.randn(*batch, *self.context)
+
+
+class ImageField(Field):
+    """Works on grey images (height, width) as they are, by a convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Conv2d(1, 1, 3, padding=1)
+
+    def forward(self, t: Tensor, x: Tensor, context: Tensor | None = None) -> Tensor:
+        return torch.tanh(self.net(x[..., None, :, :])[..., 0, :, :]) * (1 + t[..., None, None])
+
+
+def coupling(features: int = 3, context: int = 0) -> CouplingLayer:
+    moved = [k % 2 == 1 for k in range(features)]
+    moves = sum(moved)
+    return CouplingLayer(moved, MLP(features - moves, 2 * moves, context=context))
+
+
+def standardize() -> Standardize:
+    layer = Standardize((3,))
+    layer.fit(3 + 2 * torch.randn(50, 3))
+    return layer
+
+
+TIGHT = Dopri5(rtol=1e-10, atol=1e-10)
+
+
+def small(context: int = 0, features: int = 3) -> MLPField:
+    return MLPField(features, context, hidden_features=(16, 16), frequencies=2)
+
+
+def mixed(features: int = 3, context: int = 0) -> Chain:
+    return Chain(
+        coupling(features, context),
+        ActNorm((features,)),
+        ODE(small(context, features), TIGHT),
+        Inverse(coupling(features, context)),
+        Inverse(Logit(0.0)),
+    )
+
+
+TRANSPORTS = [
+    TransportCase("coupling", coupling),
+    TransportCase("coupling, context", lambda: coupling(3, 2), context=(2,)),
+    TransportCase("actnorm", lambda: ActNorm((3,))),
+    TransportCase("actnorm, image", lambda: ActNorm((2, 3)), event=(2, 3)),
+    TransportCase("standardize", standardize),
+    TransportCase("permutation", lambda: Permutation([2, 0, 1])),
+    TransportCase("reshape", lambda: Reshape((4,), (2, 2)), event=(4,)),
+    TransportCase("affine", lambda: Affine(torch.tensor([2.0, -0.5, 1.0]), 0.3)),
+    TransportCase("logit", lambda: Logit(0.05), points=torch.rand),
+    TransportCase("sigmoid", lambda: Inverse(Logit(0.0)), event=(2, 2)),
+    TransportCase("inverse coupling", lambda: Inverse(coupling())),
+    TransportCase("empty chain", Chain),
+    TransportCase("ode, euler", lambda: ODE(small(), Euler(100)), round_trip=2e-1, jacobian=2e-1),
+    TransportCase(
+        "ode, midpoint", lambda: ODE(small(), Midpoint(60)), round_trip=2e-3, jacobian=2e-3
+    ),
+    TransportCase("ode, heun", lambda: ODE(small(), Heun(60)), round_trip=2e-3, jacobian=2e-3),
+    TransportCase("ode, rk4", lambda: ODE(small(), RK4(40)), round_trip=1e-6, jacobian=1e-6),
+    TransportCase(
+        "ode, chunked",
+        lambda: ODE(small(), RK4(40), divergence=Exact(chunk=2)),
+        round_trip=1e-6,
+        jacobian=1e-6,
+    ),
+    TransportCase(
+        "ode, cost",
+        lambda: ODE(small(), RK4(40), cost=KineticEnergy()),
+        round_trip=1e-6,
+        jacobian=1e-6,
+    ),
+    TransportCase(
+        "ode, context", lambda: ODE(small(2), RK4(40)), context=(2,), round_trip=1e-6, jacobian=1e-6
+    ),
+    TransportCase(
+        "ode, image",
+        lambda: ODE(ImageField(), RK4(20), manifold=Euclidean(2)),
+        event=(2, 2),
+        round_trip=1e-5,
+        jacobian=1e-5,
+    ),
+    TransportCase(
+        "ode, dopri5", lambda: ODE(small(), TIGHT), round_trip=1e-7, jacobian=1e-7, traceable=False
+    ),
+    TransportCase(
+        "ode, dopri5, context",
+        lambda: ODE(small(2), TIGHT),
+        context=(2,),
+        round_trip=1e-7,
+        jacobian=1e-7,
+        traceable=False,
+    ),
+    TransportCase("mixed chain", mixed, round_trip=1e-6, jacobian=1e-6, traceable=False),
+    TransportCase(
+        "mixed chain, context",
+        lambda: mixed(3, 2),
+        context=(2,),
+        round_trip=1e-6,
+        jacobian=1e-6,
+        traceable=False,
+    ),
+    TransportCase(
+        "recipe realnvp",
+        lambda: recipes.realnvp(3, 2, transforms=3, hidden_features=(8,)).transport,
+        context=(2,),
+    ),
+    TransportCase(
+        "recipe cnf",
+        lambda: recipes.cnf(3, 2, hidden_features=(16,), solver=RK4(20)).transport,
+        context=(2,),
+        round_trip=1e-5,
+        jacobian=1e-5,
+    ),
+]
