@@ -68,7 +68,7 @@ def expect_floating(where: str, x: Tensor) -> None:
     if not x.is_floating_point():
         raise DomainError(
             f"{where}: points must be floating, got {x.dtype}; call x.float() if the values are "
-            "continuous, or end the chain with Dequantise(levels) if they are counts or grey levels"
+            "continuous, or end the chain with Dequantize(levels) if they are counts or grey levels"
         )
 
 

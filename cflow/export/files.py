@@ -20,6 +20,7 @@ from torch.export import Dim
 from cflow import archive
 from cflow.errors import CflowError, MissingExtraError
 from cflow.export.sampler import Sampler
+from cflow.transport import ODE
 
 __all__ = ["ExportError", "export_onnx", "export_pt2"]
 
@@ -159,7 +160,7 @@ def _parity(
 
 
 def _description(sampler: Sampler) -> str:
-    solvers = [str(part.solver) for part in sampler.modules() if hasattr(part, "solver")]
+    solvers = [str(part.solver) for part in sampler.modules() if isinstance(part, ODE)]
     fields: dict[str, Any] = {
         "base": sampler.base,
         "event_shape": sampler.event_shape,

@@ -8,7 +8,7 @@ import os
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 __all__ = ["Monitor", "Stage", "WandbMonitor"]
 
@@ -93,7 +93,7 @@ class WandbMonitor:
             dir=str(folder),
             name=name,
             config=dict(settings or {}),
-            mode=None if "WANDB_MODE" in os.environ else "offline",
+            mode=cast(Any, os.environ.get("WANDB_MODE", "offline")),
             reinit="create_new",
             settings=wandb.Settings(silent=True),
         )
