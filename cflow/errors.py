@@ -72,7 +72,7 @@ def expect_floating(where: str, x: Tensor) -> None:
         )
 
 
-def expect_positive(where: str, **values: float) -> None:
+def expect_positive(where: str, **values: float | int) -> None:
     """Raise `DomainError` unless each named value is a finite number above zero."""
     for name, value in values.items():
         if not 0 < value < float("inf"):

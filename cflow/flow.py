@@ -8,7 +8,7 @@ Source: Rezende and Mohamed (2015), Variational inference with normalizing flows
 
 import os
 from collections.abc import Sequence
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Generator, Tensor, nn
@@ -25,6 +25,7 @@ from cflow.typing import Batch, Data, Points
 __all__ = ["Flow", "Recipe"]
 
 
+@runtime_checkable
 class Recipe(Protocol):
     """What a flow needs to know of the recipe that built it."""
 

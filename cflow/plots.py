@@ -85,7 +85,7 @@ def trajectories(path: Path, panels: Mapping[str, Tensor]) -> None:
     _save(figure, path)
 
 
-def curves(path: Path, histories: Mapping[str, Sequence[Mapping[str, float]]]) -> None:
+def curves(path: Path, histories: Mapping[str, Sequence[Mapping[str, float | int]]]) -> None:
     """Draw training and validation losses against steps, one panel for each training.
 
     Args:

@@ -91,7 +91,7 @@ def main(settings: Settings) -> dict[str, Any]:
         SHAPE, levels=LEVELS,
     )
     layers.initialize(train)
-    histories: dict[str, list[dict[str, float]]] = {}
+    histories: dict[str, list[dict[str, float | int]]] = {}
 
     def fit(name: str, model: nn.Module, loss: Callable[..., Tensor], data: Any, held: Any,
             steps: int, lr: float) -> TrainResult:
@@ -324,7 +324,7 @@ def pictures(
     test: Tensor,
     layers: Flow,
     models: dict[str, Flow],
-    histories: dict[str, list[dict[str, float]]],
+    histories: dict[str, list[dict[str, float | int]]],
     settings: Settings,
 ) -> None:
     """Draw samples beside real digits, trajectories before and after reflow, and losses."""

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-pytestmark = pytest.mark.compiled
+pytestmark = pytest.mark.unchecked
 
 
 @pytest.fixture(autouse=True)

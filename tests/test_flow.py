@@ -282,12 +282,18 @@ def test_wrong_input_is_refused_in_words() -> None:
         ODE(MLPField(3)).trajectory(x, [0.0, 1.5])
     with pytest.raises(ShapeError, match="batch axes"):
         ODE(MLPField(3, 2)).push(State(x), torch.randn(4, 2))
-    with pytest.raises(DomainError, match="part 0 must be a Transport"):
-        Chain(torch.nn.Linear(2, 2))  # type: ignore[arg-type]
     with pytest.raises(ShapeError, match="keep the event shape"):
         Flow(Gaussian(4), Inverse(Reshape((4,), (2, 2))))
     with pytest.raises(DomainError, match="every index must occur once"):
         Permutation([0, 0, 1])
+
+
+@pytest.mark.unchecked
+def test_wrong_types_are_refused_in_words() -> None:
+    with pytest.raises(DomainError, match="part 0 must be a Transport, got Linear"):
+        Chain(torch.nn.Linear(2, 2))  # type: ignore[arg-type]
+    with pytest.raises(DomainError, match=r"steps must be a whole number.*got 2\.5"):
+        Euler(2.5)  # type: ignore[arg-type]
 
 
 def test_a_manifold_without_a_divergence_samples_but_has_no_likelihood() -> None:

@@ -1,7 +1,7 @@
 """Regularisers of a field: rates that an ODE integrates into `State.cost` on tracked runs."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -10,6 +10,7 @@ from cflow.errors import expect_positive
 __all__ = ["Cost", "KineticEnergy"]
 
 
+@runtime_checkable
 class Cost(Protocol):
     """Anything that turns a velocity into a non-negative rate `(batch,)`."""
 

@@ -8,7 +8,7 @@ Source: Mathieu and Nickel (2020), Riemannian continuous normalizing flows, arXi
 
 import math
 from abc import ABC, abstractmethod
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from torch import Tensor
 __all__ = ["Euclidean", "Manifold", "Projector"]
 
 
+@runtime_checkable
 class Projector(Protocol):
     """The least that an ODE asks of a manifold; geoopt's manifolds satisfy it."""
 

@@ -41,7 +41,7 @@ class TrainResult:
     """
 
     step: int
-    history: list[dict[str, float]]
+    history: list[dict[str, float | int]]
     best_step: int | None
     best_value: float | None
     stopped_early: bool
@@ -186,7 +186,7 @@ class _Run:
             "examples": examples,
         }
         self.step = 0
-        self.history: list[dict[str, float]] = []
+        self.history: list[dict[str, float | int]] = []
         self.best: dict[str, Any] | None = None
         self.waited = 0
 

@@ -8,15 +8,16 @@ import os
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 __all__ = ["Monitor", "Stage", "WandbMonitor"]
 
 
+@runtime_checkable
 class Monitor(Protocol):
     """Anything that takes named figures at a step."""
 
-    def log(self, values: Mapping[str, float], step: int) -> None:
+    def log(self, values: Mapping[str, float | int], step: int) -> None:
         """Record figures."""
         ...
 
@@ -33,7 +34,7 @@ class Stage:
         self._monitor = monitor
         self._name = name
 
-    def log(self, values: Mapping[str, float], step: int) -> None:
+    def log(self, values: Mapping[str, float | int], step: int) -> None:
         """Record figures at a step of this training."""
         named = {f"{self._name}/{key}": value for key, value in values.items()}
         self._monitor.record({**named, f"{self._name}/step": step})
@@ -60,11 +61,11 @@ class WandbMonitor:
         self._run: Any = None
         self._try("init", lambda: self._start(project, Path(folder), name, settings))
 
-    def log(self, values: Mapping[str, float], step: int) -> None:
+    def log(self, values: Mapping[str, float | int], step: int) -> None:
         """Record figures at a step."""
         self.record({**values, "step": step})
 
-    def record(self, values: Mapping[str, float]) -> None:
+    def record(self, values: Mapping[str, float | int]) -> None:
         """Record figures as they are."""
         if self._run is not None:
             self._try("log", lambda: self._run.log(dict(values)))

@@ -210,7 +210,7 @@ def shortened(transport: Transport) -> Transport:
     return transport
 
 
-@pytest.mark.compiled
+@pytest.mark.unchecked
 @traceable
 def test_compiles_as_one_graph(case: TransportCase) -> None:
     torch.compiler.reset()
@@ -226,7 +226,7 @@ def test_compiles_as_one_graph(case: TransportCase) -> None:
         assert frames.frame_count == 2
 
 
-@pytest.mark.compiled
+@pytest.mark.unchecked
 @traceable
 def test_push_exports_for_any_batch_size(case: TransportCase) -> None:
     from cflow.export import Sampler

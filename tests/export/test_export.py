@@ -17,7 +17,7 @@ from cflow.ode import Euler, Heun
 RUN = Path(__file__).parents[2] / "experiments" / "run_exported.py"
 FORMATS = {"pt2": export_pt2, "onnx": export_onnx}
 
-pytestmark = pytest.mark.compiled
+pytestmark = pytest.mark.unchecked
 each_format = pytest.mark.parametrize("ending", FORMATS)
 
 
