@@ -74,6 +74,9 @@ class Flow(nn.Module):
     ) -> Batch:
         """Return log-likelihoods in nats, in the units of the data; differentiable.
 
+        Wrap it in `torch.no_grad()` where no gradient is wanted: the graph of an exact divergence
+        holds as many copies of the field's activations as the event has coordinates.
+
         Args:
             x: Points `(*batch, *event_shape)`; integers where the flow ends in dequantisation.
             context: Conditions `(*batch, *context_shape)`; batch axes broadcast.

@@ -44,7 +44,7 @@ def image_grid(path: Path, rows: Mapping[str, Tensor]) -> None:
     for (label, images), ax in zip(rows.items(), axes[:, 0], strict=True):
         gap = images.new_full((images.shape[1], 1), low)
         strip = torch.cat([part for image in images for part in (image, gap)][:-1], dim=1)
-        ax.imshow(strip.detach().cpu(), cmap="Greys", vmin=low, vmax=high, aspect="equal")
+        ax.imshow(strip.detach().cpu().numpy(), cmap="Greys", vmin=low, vmax=high, aspect="equal")
         ax.set_title(label, fontsize=9, loc="left", pad=3)
         ax.set_anchor("W")
         ax.axis("off")
@@ -73,7 +73,7 @@ def trajectories(path: Path, panels: Mapping[str, Tensor]) -> None:
     ends = next(iter(panels.values()))[-1].detach().cpu().double()
     plane = torch.linalg.svd(ends - ends.mean(0), full_matrices=False).Vh[:2].T
     for (title, panel), ax in zip(panels.items(), axes, strict=True):
-        ways = panel.detach().cpu().double() @ plane
+        ways = (panel.detach().cpu().double() @ plane).numpy()
         for k in range(ways.shape[1]):
             ax.plot(ways[:, k, 0], ways[:, k, 1], color=COLOURS[0], lw=0.6, alpha=0.6)
         ax.scatter(ways[0, :, 0], ways[0, :, 1], s=7, color="#999999", label="t = 0", zorder=3)

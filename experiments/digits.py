@@ -39,7 +39,7 @@ from cflow.matching import (
 )
 from cflow.metrics import bits_per_dim, sliced_wasserstein
 from cflow.ode import RK4, Euler, Heun
-from cflow.train import CosineDecay, Stage, Trainer, TrainResult, WandbMonitor
+from cflow.train import CosineDecay, Trainer, TrainResult, WandbMonitor
 from cflow.transport import ODE, Chain
 
 LEVELS = 17  # grey levels of the digits
@@ -57,10 +57,10 @@ class Settings:
     out: Path = Path("runs/digits")  # folder of the results
     seed: int = 0
     batch: int = 256
-    realnvp_steps: int = 700  # optimiser steps
-    matching_steps: int = 2000
-    reflow_steps: int = 1000
-    distil_steps: int = 1500
+    realnvp_steps: int = 900  # optimiser steps
+    matching_steps: int = 2200
+    reflow_steps: int = 800
+    distil_steps: int = 1200
     pairs: int = 12_000  # reflow pairs
     width: int = 512  # units in each hidden layer of the field
     depth: int = 6  # hidden layers of the field
@@ -72,8 +72,15 @@ class Settings:
 def main(settings: Settings) -> dict[str, Any]:
     if settings.smoke:
         settings = replace(
-            settings, realnvp_steps=20, matching_steps=20, reflow_steps=20, distil_steps=20,
-            pairs=256, width=32, depth=2, repeats=2,
+            settings,
+            realnvp_steps=20,
+            matching_steps=20,
+            reflow_steps=20,
+            distil_steps=20,
+            pairs=256,
+            width=32,
+            depth=2,
+            repeats=2,
         )
     torch.manual_seed(settings.seed)
     out = settings.out
@@ -87,34 +94,57 @@ def main(settings: Settings) -> dict[str, Any]:
 
     # Zero steps: affine coupling layers, by maximum likelihood.
     layers = recipes.images(
-        recipes.realnvp(64, transforms=12, hidden_features=(256, 256), bound=2.0, dropout=0.3),
-        SHAPE, levels=LEVELS,
+        recipes.realnvp(64, transforms=12, hidden_features=(256, 256), bound=2.0, dropout=0.4),
+        SHAPE,
+        levels=LEVELS,
     )
     layers.initialize(train)
     histories: dict[str, list[dict[str, float | int]]] = {}
 
-    def fit(name: str, model: nn.Module, loss: Callable[..., Tensor], data: Any, held: Any,
-            steps: int, lr: float) -> TrainResult:
+    def fit(
+        name: str,
+        model: nn.Module,
+        loss: Callable[..., Tensor],
+        data: Any,
+        held: Any,
+        steps: int,
+        lr: float,
+        decay: float,
+    ) -> TrainResult:
         folder = out / name
         if not settings.resume:
             (folder / "checkpoint.pt").unlink(missing_ok=True)
         trainer = Trainer(
-            model, loss, steps=steps, batch=settings.batch, lr=lr, clip=1.0, ema=0.999,
-            schedule=CosineDecay(warmup=min(100, steps // 4), final=0.01), folder=folder,
-            validate_every=max(1, steps // 20), monitor=monitor.stage(name), seed=settings.seed,
+            model,
+            loss,
+            steps=steps,
+            batch=settings.batch,
+            clip=1.0,
+            ema=0.999,
+            optimizer=torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=decay),
+            schedule=CosineDecay(warmup=min(100, steps // 4), final=0.01),
+            folder=folder,
+            validate_every=max(1, steps // 20),
+            monitor=monitor.stage(name),
+            seed=settings.seed,
         )
         result = trainer.fit(data, held)
         histories[name] = result.history
         clock.lap(name)
-        print(f"{name}: {result.step} steps, best validation {result.best_value:.4f} at step "
-              f"{result.best_step}, {clock.laps[name]:.0f} s")
+        print(
+            f"{name}: {result.step} steps, best validation {result.best_value:.4f} at step "
+            f"{result.best_step}, {clock.laps[name]:.0f} s"
+        )
         return result
 
-    fit("realnvp", layers, nll, train, validation, settings.realnvp_steps, 1e-3)
+    fit("realnvp", layers, nll, train, validation, settings.realnvp_steps, 2e-3, 0.1)
 
     # N steps: a velocity field, by flow matching in the space of the standardised logits.
     field_flow = recipes.cnf(
-        64, hidden_features=(settings.width,) * settings.depth, residual=True, dropout=0.2,
+        64,
+        hidden_features=(settings.width,) * settings.depth,
+        residual=True,
+        dropout=0.2,
         solver=RK4(8),
     )
     flow = recipes.images(field_flow, SHAPE, levels=LEVELS)
@@ -124,7 +154,7 @@ def main(settings: Settings) -> dict[str, Any]:
         x1 = to_latent(model, x, generator)
         return matching(ode_of(model).field, LinearPath(), OTCoupling(), x1, generator=generator)
 
-    fit("matching", flow, ot_matching, train, validation, settings.matching_steps, 1e-3)
+    fit("matching", flow, ot_matching, train, validation, settings.matching_steps, 4e-3, 0.3)
 
     bits = {"realnvp": test_bits(layers, test), "matching": test_bits(flow, test)}
     difference = bits["matching"] - bits["realnvp"]
@@ -133,15 +163,19 @@ def main(settings: Settings) -> dict[str, Any]:
     # Few steps: straighten the field on its own pairs, then distil it to two Euler steps.
     ode = ode_of(flow).eval()
     x0, x1 = reflow_pairs(
-        flow.base, ODE(ode.field, Heun(20)), settings.pairs, batch=4096,
+        flow.base,
+        ODE(ode.field, Heun(20)),
+        settings.pairs,
+        batch=4096,
         generator=torch.Generator().manual_seed(settings.seed),
     )
     held = max(1, settings.pairs // 20)
     clock.lap("pairs")
 
     def on_pairs(model: Flow, a: Tensor, b: Tensor, *, generator: torch.Generator) -> Tensor:
-        return matching(ode_of(model).field, LinearPath(), PairedCoupling(), b, x0=a,
-                        generator=generator)
+        return matching(
+            ode_of(model).field, LinearPath(), PairedCoupling(), b, x0=a, generator=generator
+        )
 
     def on_grid(model: Flow, a: Tensor, b: Tensor, *, generator: torch.Generator) -> Tensor:
         t = euler_times(len(a), 2, like=a, generator=generator)
@@ -149,9 +183,9 @@ def main(settings: Settings) -> dict[str, Any]:
 
     straight = without_dropout(copy.deepcopy(flow))
     pairs, held_pairs = (x0[held:], x1[held:]), (x0[:held], x1[:held])
-    fit("reflow", straight, on_pairs, pairs, held_pairs, settings.reflow_steps, 5e-4)
+    fit("reflow", straight, on_pairs, pairs, held_pairs, settings.reflow_steps, 5e-4, 0.0)
     distilled = copy.deepcopy(straight)
-    fit("distilled", distilled, on_grid, pairs, held_pairs, settings.distil_steps, 1e-3)
+    fit("distilled", distilled, on_grid, pairs, held_pairs, settings.distil_steps, 1e-3, 0.0)
 
     # Quality: sliced Wasserstein distance to held-out digits, beside that of two real halves.
     models = {"matching": flow, "reflow": straight, "distilled": distilled}
@@ -208,7 +242,8 @@ def load() -> tuple[Tensor, Tensor, Tensor]:
     """Return train, validation and test images, integers 0..16, `(n, 8, 8)`."""
     from sklearn.datasets import load_digits
 
-    images = torch.from_numpy(load_digits().images).long()
+    pixels, _ = load_digits(return_X_y=True)
+    images = torch.from_numpy(pixels).long().reshape(-1, *SHAPE)
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(SPLIT_SEED))
     train, validation, test = images[order].split([TRAIN, VALIDATION, TEST])
     return train, validation, test
@@ -359,7 +394,8 @@ def pictures(
         shown = ways["flow matching, OT"][::4, :8]
         decode = models["matching"].transport[1:]
         frames = {
-            f"t = {ts[4 * k].item():.1f}": decode.push(State(step)).x for k, step in enumerate(shown)
+            f"t = {ts[4 * k].item():.1f}": decode.push(State(step)).x
+            for k, step in enumerate(shown)
         }
     plots.trajectories(out / "trajectories.png", ways)
     plots.image_grid(out / "trajectory_frames.png", frames)

@@ -1,6 +1,6 @@
 """Run an exported sampler where cflow is unknown: torch or onnxruntime alone.
 
-    python run_exported.py sampler.pt2|sampler.onnx noise.npy samples.npy
+python run_exported.py sampler.pt2|sampler.onnx noise.npy samples.npy
 """
 
 import sys
@@ -14,7 +14,7 @@ def main(model: str, noise: str, samples: str) -> None:
         import onnxruntime
 
         session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
-        x = session.run(None, {"noise": x0})[0]
+        x = np.asarray(session.run(None, {"noise": x0})[0])
     else:
         import torch
 
