@@ -15,7 +15,7 @@ test: $(READY) check
 
 check: $(READY)
 	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+	$(BIN)/ruff format --check cflow tests experiments
 	$(BIN)/pyright
 
 $(READY): pyproject.toml constraints.txt

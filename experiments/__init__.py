@@ -1,1 +1,1 @@
-"""Experiments: scripts that read like a page, write their figures to runs/, and import only cflow."""
+"""Experiments: scripts that read like a page; they import cflow and never each other."""
