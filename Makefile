@@ -10,8 +10,8 @@ demo: $(READY)
 
 # Shapes are checked at run time (jaxtyping, beartype) in all tests but those that trace code.
 test: $(READY) check
-	$(BIN)/python -m pytest -q -m "not unchecked" --jaxtyping-packages=cflow,beartype.beartype
-	$(BIN)/python -m pytest -q -m "unchecked"
+	$(BIN)/python -m pytest -q -n 2 -m "not unchecked" --jaxtyping-packages=cflow,beartype.beartype
+	$(BIN)/python -m pytest -q -n 2 -m "unchecked"
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -84,7 +84,6 @@ def main(settings: Settings) -> dict[str, Any]:
         )
     torch.manual_seed(settings.seed)
     out = settings.out
-    out.mkdir(parents=True, exist_ok=True)
     clock = Clock()
     monitor = WandbMonitor("cflow-digits", folder=out, settings=json_ready(asdict(settings)))
 

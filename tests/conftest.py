@@ -6,6 +6,9 @@ import pytest
 import torch
 
 
+torch.set_num_threads(1)  # the suite runs in parallel processes, on tensors of a few entries
+
+
 @pytest.fixture(autouse=True)
 def float64_and_seed() -> Iterator[None]:
     torch.manual_seed(0)

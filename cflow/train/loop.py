@@ -138,8 +138,8 @@ class Trainer:
             ShapeError: The data is empty or ragged.
             CheckpointError: The folder cannot be written, or its checkpoint is truncated or
                 belongs to another model.
-            TrainingError: The loss or its gradient was not finite; names the step and the last
-                good checkpoint.
+            TrainingError: The loss, its gradient or the validation was not finite; names the step
+                and the last good checkpoint.
         """
         check_data("Trainer.fit", data)
         if validation is not None:
@@ -257,6 +257,7 @@ class _Run:
             count += len(batch[0])
         model.train(was_training)
         value = total / count
+        self._expect_finite("the validation loss", torch.tensor(value))
         self._report({"validation": value})
         if self.best is None or value < self.best["value"]:
             weights = {name: t.detach().clone() for name, t in model.state_dict().items()}

@@ -116,30 +116,30 @@ TRANSPORTS = [
     TransportCase("sigmoid", lambda: Inverse(Logit(0.0)), event=(2, 2)),
     TransportCase("inverse coupling", lambda: Inverse(coupling())),
     TransportCase("empty chain", Chain),
-    TransportCase("ode, euler", lambda: ODE(small(), Euler(100)), round_trip=2e-1, jacobian=2e-1),
+    TransportCase("ode, euler", lambda: ODE(small(), Euler(60)), round_trip=2e-1, jacobian=2e-1),
     TransportCase(
-        "ode, midpoint", lambda: ODE(small(), Midpoint(60)), round_trip=2e-3, jacobian=2e-3
+        "ode, midpoint", lambda: ODE(small(), Midpoint(30)), round_trip=2e-3, jacobian=2e-3
     ),
-    TransportCase("ode, heun", lambda: ODE(small(), Heun(60)), round_trip=2e-3, jacobian=2e-3),
-    TransportCase("ode, rk4", lambda: ODE(small(), RK4(40)), round_trip=1e-6, jacobian=1e-6),
+    TransportCase("ode, heun", lambda: ODE(small(), Heun(30)), round_trip=2e-3, jacobian=2e-3),
+    TransportCase("ode, rk4", lambda: ODE(small(), RK4(12)), round_trip=1e-6, jacobian=1e-6),
     TransportCase(
         "ode, chunked",
-        lambda: ODE(small(), RK4(40), divergence=Exact(chunk=2)),
+        lambda: ODE(small(), RK4(12), divergence=Exact(chunk=2)),
         round_trip=1e-6,
         jacobian=1e-6,
     ),
     TransportCase(
         "ode, cost",
-        lambda: ODE(small(), RK4(40), cost=KineticEnergy()),
+        lambda: ODE(small(), RK4(12), cost=KineticEnergy()),
         round_trip=1e-6,
         jacobian=1e-6,
     ),
     TransportCase(
-        "ode, context", lambda: ODE(small(2), RK4(40)), context=(2,), round_trip=1e-6, jacobian=1e-6
+        "ode, context", lambda: ODE(small(2), RK4(12)), context=(2,), round_trip=1e-6, jacobian=1e-6
     ),
     TransportCase(
         "ode, image",
-        lambda: ODE(ImageField(), RK4(20), manifold=Euclidean(2)),
+        lambda: ODE(ImageField(), RK4(12), manifold=Euclidean(2)),
         event=(2, 2),
         round_trip=1e-5,
         jacobian=1e-5,
@@ -171,7 +171,7 @@ TRANSPORTS = [
     ),
     TransportCase(
         "recipe cnf",
-        lambda: recipes.cnf(3, 2, hidden_features=(16,), solver=RK4(20)).transport,
+        lambda: recipes.cnf(3, 2, hidden_features=(16,), solver=RK4(24)).transport,
         context=(2,),
         round_trip=1e-5,
         jacobian=1e-5,

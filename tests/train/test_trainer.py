@@ -115,6 +115,15 @@ def test_a_gradient_that_is_not_finite_never_reaches_the_weights() -> None:
     assert bool(torch.isfinite(layer.weight).all())
 
 
+def test_a_validation_that_is_not_finite_stops_too() -> None:
+    layer = nn.Linear(1, 1)
+    loss = lambda model, x, *, generator: model(x).square() + (0.0 if model.training else torch.inf)
+    with pytest.raises(TrainingError, match="the validation loss is inf at step 3"):
+        Trainer(layer, loss, steps=9, validate_every=3, progress=False).fit(
+            torch.ones(4, 1), torch.ones(4, 1)
+        )
+
+
 def test_patience_ends_the_training_and_the_best_weights_stay() -> None:
     """Steps that only make it worse: the loss trained is the negative of the one validated."""
     layer = nn.Linear(1, 1, bias=False)
