@@ -5,7 +5,6 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-
 torch.set_num_threads(1)  # the suite runs in parallel processes, on tensors of a few entries
 
 
