@@ -107,8 +107,8 @@ class Flow(nn.Module):
         Args:
             x: Points `(*batch, *event_shape)`.
             context: Conditions.
-            repeats: Evaluations with fresh noise that are averaged, at least 2; one is enough, and
-                made, for an exact likelihood.
+            repeats: Evaluations with fresh noise that are averaged, at least 2; an exact likelihood
+                is evaluated once.
             generator: Source of the noise.
 
         Returns:
@@ -119,6 +119,7 @@ class Flow(nn.Module):
             return value, torch.zeros_like(value)
         if repeats < 2:
             raise DomainError(f"Flow.log_prob_with_error: repeats must be 2 or more, got {repeats}")
+        x, context = self._enter("log_prob_with_error", x, self.event_shape, context)
         stacked = x.expand(repeats, *x.shape)
         values = self.log_prob(stacked, context, generator=generator)
         return values.mean(0), values.std(0) / repeats**0.5

@@ -29,3 +29,11 @@ def test_digits(tmp_path: Path, capsys) -> None:
         assert (out / name).exists()
     assert list((out / "wandb").glob("offline-run-*"))
     assert "test bits per dimension" in capsys.readouterr().out
+
+
+def test_digits_peers(tmp_path: Path) -> None:
+    from experiments.benchmarks.digits_peers import Settings, main
+
+    report = main(Settings(out=tmp_path, smoke=True))
+    assert {name.split()[0] for name in report} == {"cflow", "zuko"}
+    assert all(0 < entry["bits_per_dim"] < 5 for entry in report.values())

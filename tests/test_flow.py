@@ -126,6 +126,15 @@ def test_an_estimate_is_unbiased_and_its_error_is_honest() -> None:
     assert torch.allclose(same, exact.log_prob(x[:5]))
 
 
+def test_an_estimate_broadcasts_points_against_contexts() -> None:
+    flow = recipes.cnf(3, 2, hidden_features=(8,), solver=RK4(2), divergence=Hutchinson())
+    x, context = torch.randn(3), torch.randn(5, 2)
+    value, error = flow.log_prob_with_error(x, context, repeats=200)
+    exact = Flow(flow.base, ODE(flow.transport.field, RK4(2)), context_shape=(2,))
+    assert value.shape == error.shape == (5,)
+    assert torch.allclose(value, exact.log_prob(x, context), atol=7 * error.max().item())
+
+
 def test_gaussian_probes_estimate_the_same_divergence() -> None:
     field = FunctionField(lambda t, x, context: torch.sin(x) + 0.5 * x.flip(-1))
     x, t = torch.randn(3, 4), torch.zeros(3)

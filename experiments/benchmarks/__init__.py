@@ -1,0 +1,1 @@
+"""Benchmarks: cflow and its peers, measured in the same run."""
