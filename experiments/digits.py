@@ -39,7 +39,7 @@ from cflow.matching import (
 )
 from cflow.metrics import bits_per_dim, sliced_wasserstein
 from cflow.ode import RK4, Euler, Heun
-from cflow.train import CosineDecay, Trainer, TrainResult, WandbMonitor
+from cflow.train import CosineDecay, Trainer, TrainingData, WandbMonitor
 from cflow.transport import ODE, Chain
 
 LEVELS = 17  # grey levels of the digits
@@ -69,172 +69,187 @@ class Settings:
     smoke: bool = False  # a few steps of everything
 
 
+SMOKE: dict[str, Any] = dict(
+    realnvp_steps=20,
+    matching_steps=20,
+    reflow_steps=20,
+    distil_steps=20,
+    pairs=256,
+    width=32,
+    depth=2,
+    repeats=2,
+)
+
+
 def main(settings: Settings) -> dict[str, Any]:
     if settings.smoke:
-        settings = replace(
-            settings,
-            realnvp_steps=20,
-            matching_steps=20,
-            reflow_steps=20,
-            distil_steps=20,
-            pairs=256,
-            width=32,
-            depth=2,
-            repeats=2,
-        )
+        settings = replace(settings, **SMOKE)
     torch.manual_seed(settings.seed)
-    out = settings.out
-    clock = Clock()
-    monitor = WandbMonitor("cflow-digits", folder=out, settings=json_ready(asdict(settings)))
+    run = Run(settings)
+    train, validation, test = load()  # integers; dequantisation and logit are layers of the flows
 
-    # Data: 17 grey levels, integers. Dequantisation and logit are layers of the flows.
-    train, validation, test = load()
-    clock.lap("data")
+    layers = train_layers(run, train, validation)  # zero steps
+    flow = train_field(run, train, validation)  # N steps
+    bits = {"realnvp": test_bits(layers, test), "matching": test_bits(flow, test)}
+    run.lap("likelihood")
 
-    # Zero steps: affine coupling layers, by maximum likelihood.
-    layers = recipes.images(
-        recipes.realnvp(64, transforms=12, hidden_features=(256, 256), bound=2.0, dropout=0.4),
-        SHAPE,
-        levels=LEVELS,
-    )
-    layers.initialize(train)
-    histories: dict[str, list[dict[str, float | int]]] = {}
+    straight, distilled = straighten(run, flow)  # few steps
+    models = {"realnvp": layers, "matching": flow, "reflow": straight, "distilled": distilled}
+    quality = measure(run, models, test)
+    exports = export_all(distilled, settings.out)
+    run.lap("export")
+    pictures(run, models, test)
+    run.lap("pictures")
+
+    for name, model in models.items():
+        model.save(settings.out / f"{name}.safetensors")
+    report = {
+        "bits_per_dim": {name: mean_and_error(b) for name, b in bits.items()},
+        "bits_difference": mean_and_error(bits["matching"] - bits["realnvp"]),
+        "likelihood": {"realnvp": layers.likelihood, "matching": flow.likelihood},
+        "quality": quality,
+        "checks": checks(bits, quality, exports),
+        "export": exports,
+        "seconds": {**run.laps, "total": run.total()},
+        "settings": json_ready(settings),
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+    }
+    (settings.out / "report.json").write_text(json.dumps(report, indent=2))
+    run.monitor.record({f"test bits/dim {name}": b.mean().item() for name, b in bits.items()})
+    run.monitor.finish()
+    show(report, settings.out)
+    return report
+
+
+class Run:
+    """One pass through the script: its settings, its wandb run, its losses and its clock."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.start = self.last = time.perf_counter()
+        self.laps: dict[str, float] = {}
+        self.histories: dict[str, list[dict[str, float | int]]] = {}
+        self.monitor = WandbMonitor(
+            "cflow-digits", folder=settings.out, settings=json_ready(settings)
+        )
+
+    def lap(self, name: str) -> None:
+        """Note the seconds since the last lap."""
+        now = time.perf_counter()
+        self.laps[name], self.last = now - self.last, now
+
+    def total(self) -> float:
+        """Return the seconds since the start."""
+        return time.perf_counter() - self.start
 
     def fit(
+        self,
         name: str,
-        model: nn.Module,
+        model: Flow,
         loss: Callable[..., Tensor],
-        data: Any,
-        held: Any,
+        data: TrainingData,
+        held: TrainingData,
+        *,
         steps: int,
         lr: float,
         decay: float,
-    ) -> TrainResult:
-        folder = out / name
-        if not settings.resume:
+    ) -> None:
+        """Train a model in a folder of its own and say how it went."""
+        folder = self.settings.out / name
+        if not self.settings.resume:
             (folder / "checkpoint.pt").unlink(missing_ok=True)
-        trainer = Trainer(
+        result = Trainer(
             model,
             loss,
             steps=steps,
-            batch=settings.batch,
+            batch=self.settings.batch,
             clip=1.0,
             ema=0.999,
             optimizer=torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=decay),
             schedule=CosineDecay(warmup=min(100, steps // 4), final=0.01),
             folder=folder,
             validate_every=max(1, steps // 20),
-            monitor=monitor.stage(name),
-            seed=settings.seed,
-        )
-        result = trainer.fit(data, held)
-        histories[name] = result.history
-        clock.lap(name)
+            monitor=self.monitor.stage(name),
+            seed=self.settings.seed,
+        ).fit(data, held)
+        self.histories[name] = result.history
+        self.lap(name)
         print(
             f"{name}: {result.step} steps, best validation {result.best_value:.4f} at step "
-            f"{result.best_step}, {clock.laps[name]:.0f} s"
+            f"{result.best_step}, {self.laps[name]:.0f} s"
         )
-        return result
 
-    fit("realnvp", layers, nll, train, validation, settings.realnvp_steps, 2e-3, 0.1)
 
-    # N steps: a velocity field, by flow matching in the space of the standardised logits.
-    field_flow = recipes.cnf(
-        64,
-        hidden_features=(settings.width,) * settings.depth,
-        residual=True,
-        dropout=0.2,
-        solver=RK4(8),
-    )
-    flow = recipes.images(field_flow, SHAPE, levels=LEVELS)
+def train_layers(run: Run, train: Tensor, validation: Tensor) -> Flow:
+    """Fit affine coupling layers by maximum likelihood."""
+    core = recipes.realnvp(64, transforms=12, hidden_features=(256, 256), bound=2.0, dropout=0.4)
+    flow = recipes.images(core, SHAPE, levels=LEVELS)
+    flow.initialize(train)
+    steps = run.settings.realnvp_steps
+    run.fit("realnvp", flow, nll, train, validation, steps=steps, lr=2e-3, decay=0.1)
+    return flow
+
+
+def train_field(run: Run, train: Tensor, validation: Tensor) -> Flow:
+    """Fit a velocity field by flow matching, in the space of the standardised logits."""
+    hidden = (run.settings.width,) * run.settings.depth
+    core = recipes.cnf(64, hidden_features=hidden, residual=True, dropout=0.2, solver=RK4(8))
+    flow = recipes.images(core, SHAPE, levels=LEVELS)
     flow.initialize(train)
 
-    def ot_matching(model: Flow, x: Tensor, *, generator: torch.Generator) -> Tensor:
-        x1 = to_latent(model, x, generator)
-        return matching(ode_of(model).field, LinearPath(), OTCoupling(), x1, generator=generator)
+    def loss(model: Flow, x: Tensor, *, generator: torch.Generator) -> Tensor:
+        x1 = preprocessing(model).pull(State(x), generator=generator).x
+        return matching(ode(model).field, LinearPath(), OTCoupling(), x1, generator=generator)
 
-    fit("matching", flow, ot_matching, train, validation, settings.matching_steps, 4e-3, 0.3)
+    steps = run.settings.matching_steps
+    run.fit("matching", flow, loss, train, validation, steps=steps, lr=4e-3, decay=0.3)
+    return flow
 
-    bits = {"realnvp": test_bits(layers, test), "matching": test_bits(flow, test)}
-    difference = bits["matching"] - bits["realnvp"]
-    clock.lap("likelihood")
 
-    # Few steps: straighten the field on its own pairs, then distil it to two Euler steps.
-    ode = ode_of(flow).eval()
-    x0, x1 = reflow_pairs(
-        flow.base,
-        ODE(ode.field, Heun(20)),
-        settings.pairs,
-        batch=4096,
-        generator=torch.Generator().manual_seed(settings.seed),
-    )
-    held = max(1, settings.pairs // 20)
-    clock.lap("pairs")
+def straighten(run: Run, flow: Flow) -> tuple[Flow, Flow]:
+    """Reflow the field on pairs of its own making, then distil it to two Euler steps."""
+    settings, held = run.settings, max(1, run.settings.pairs // 20)
+    teacher = ODE(ode(flow).field, Heun(20))
+    generator = torch.Generator().manual_seed(settings.seed)
+    x0, x1 = reflow_pairs(flow.base, teacher, settings.pairs, batch=4096, generator=generator)
+    pairs, held_pairs = (x0[held:], x1[held:]), (x0[:held], x1[:held])
+    run.lap("pairs")
 
     def on_pairs(model: Flow, a: Tensor, b: Tensor, *, generator: torch.Generator) -> Tensor:
-        return matching(
-            ode_of(model).field, LinearPath(), PairedCoupling(), b, x0=a, generator=generator
-        )
+        path, coupling = LinearPath(), PairedCoupling()
+        return matching(ode(model).field, path, coupling, b, x0=a, generator=generator)
 
     def on_grid(model: Flow, a: Tensor, b: Tensor, *, generator: torch.Generator) -> Tensor:
         t = euler_times(len(a), 2, like=a, generator=generator)
-        return matching(ode_of(model).field, LinearPath(), PairedCoupling(), b, x0=a, t=t)
+        return matching(ode(model).field, LinearPath(), PairedCoupling(), b, x0=a, t=t)
 
-    straight = without_dropout(copy.deepcopy(flow))
-    pairs, held_pairs = (x0[held:], x1[held:]), (x0[:held], x1[:held])
-    fit("reflow", straight, on_pairs, pairs, held_pairs, settings.reflow_steps, 5e-4, 0.0)
-    distilled = copy.deepcopy(straight)
-    fit("distilled", distilled, on_grid, pairs, held_pairs, settings.distil_steps, 1e-3, 0.0)
+    straight = copy.deepcopy(flow)
+    for module in straight.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0  # pairs made by a field are to be fitted, not smoothed
+    steps = settings.reflow_steps
+    run.fit("reflow", straight, on_pairs, pairs, held_pairs, steps=steps, lr=5e-4, decay=0.0)
+    distilled, steps = copy.deepcopy(straight), settings.distil_steps
+    run.fit("distilled", distilled, on_grid, pairs, held_pairs, steps=steps, lr=1e-3, decay=0.0)
+    return straight, distilled
 
-    # Quality: sliced Wasserstein distance to held-out digits, beside that of two real halves.
-    models = {"matching": flow, "reflow": straight, "distilled": distilled}
-    quality: dict[str, dict[str, Any]] = {"real halves": distances(test, test, settings.repeats)}
-    quality["realnvp"] = distances(draw(layers, settings), test, settings.repeats)
-    for name, model in models.items():
+
+def measure(run: Run, models: dict[str, Flow], test: Tensor) -> dict[str, dict[str, float]]:
+    """Measure every sampler by its distance to held-out digits, beside that of two real halves."""
+    repeats = run.settings.repeats
+
+    def distance(flow: Flow) -> dict[str, float]:
+        """Draw the samples of all repeats, from the same noise for every model."""
+        generator = torch.Generator().manual_seed(2)
+        return distances(flow.sample(repeats * HALF, generator=generator), test, repeats)
+
+    quality = {"real halves": distances(test, test, repeats)}
+    quality["realnvp"] = distance(models["realnvp"])
+    for name in ("matching", "reflow", "distilled"):
         for steps in STEPS if name != "distilled" else STEPS[-2:]:
-            samples = draw(model.with_solver(Euler(steps)), settings)
-            quality[f"{name}, {steps} steps"] = distances(samples, test, settings.repeats)
-    clock.lap("quality")
-
-    exports = export_all(distilled, out)
-    clock.lap("export")
-
-    pictures(out, test, layers, models, histories, settings)
-    clock.lap("pictures")
-
-    report = {
-        "bits_per_dim": {name: mean_and_error(b) for name, b in bits.items()},
-        "bits_difference": mean_and_error(difference),
-        "likelihood": {"realnvp": layers.likelihood, "matching": flow.likelihood},
-        "quality": quality,
-        "checks": checks(bits, quality, exports),
-        "export": exports,
-        "seconds": {**clock.laps, "total": clock.total()},
-        "settings": json_ready(asdict(settings)),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
-    }
-    for name, model in {"realnvp": layers, **models}.items():
-        model.save(out / f"{name}.safetensors")
-    (out / "report.json").write_text(json.dumps(report, indent=2))
-    monitor.record({f"test bits/dim {name}": b.mean().item() for name, b in bits.items()})
-    monitor.finish()
-    show(report, out)
-    return report
-
-
-class Clock:
-    """Seconds spent in each part."""
-
-    def __init__(self) -> None:
-        self.start = self.last = time.perf_counter()
-        self.laps: dict[str, float] = {}
-
-    def lap(self, name: str) -> None:
-        now = time.perf_counter()
-        self.laps[name], self.last = now - self.last, now
-
-    def total(self) -> float:
-        return time.perf_counter() - self.start
+            quality[f"{name}, {steps} steps"] = distance(models[name].with_solver(Euler(steps)))
+    run.lap("quality")
+    return quality
 
 
 def load() -> tuple[Tensor, Tensor, Tensor]:
@@ -248,7 +263,7 @@ def load() -> tuple[Tensor, Tensor, Tensor]:
     return train, validation, test
 
 
-def ode_of(flow: Flow) -> ODE:
+def ode(flow: Flow) -> ODE:
     """Return the ODE at the base end of an image flow."""
     assert isinstance(flow.transport, Chain)
     part = flow.transport[0]
@@ -256,18 +271,10 @@ def ode_of(flow: Flow) -> ODE:
     return part
 
 
-def to_latent(flow: Flow, x: Tensor, generator: torch.Generator) -> Tensor:
-    """Pull images through the preprocessing alone: to standardised logits, with fresh noise."""
+def preprocessing(flow: Flow) -> Chain:
+    """Return what stands between the standardised logits and the integer images."""
     assert isinstance(flow.transport, Chain)
-    return flow.transport[1:].pull(State(x), generator=generator).x
-
-
-def without_dropout(flow: Flow) -> Flow:
-    """Switch dropout off: pairs made by a field are to be fitted, not smoothed."""
-    for module in flow.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-    return flow
+    return flow.transport[1:]
 
 
 @torch.no_grad()
@@ -276,12 +283,6 @@ def test_bits(flow: Flow, x: Tensor) -> Tensor:
     generator = torch.Generator().manual_seed(1)
     log_prob = torch.cat([flow.log_prob(part, generator=generator) for part in x.split(100)])
     return bits_per_dim(log_prob, SHAPE)
-
-
-def draw(flow: Flow, settings: Settings) -> Tensor:
-    """Draw the samples of all repeats; the same noise for every model."""
-    generator = torch.Generator().manual_seed(2)
-    return flow.sample(settings.repeats * HALF, generator=generator)
 
 
 def distances(samples: Tensor, test: Tensor, repeats: int) -> dict[str, float]:
@@ -353,56 +354,45 @@ def checks(bits: dict[str, Tensor], quality: dict[str, Any], exports: dict[str, 
     }
 
 
-def pictures(
-    out: Path,
-    test: Tensor,
-    layers: Flow,
-    models: dict[str, Flow],
-    histories: dict[str, list[dict[str, float | int]]],
-    settings: Settings,
-) -> None:
+@torch.no_grad()
+def pictures(run: Run, models: dict[str, Flow], test: Tensor) -> None:
     """Draw samples beside real digits, trajectories before and after reflow, and losses."""
+    out = run.settings.out
     noise = torch.randn(16, 64, generator=torch.Generator().manual_seed(4))
 
-    def few(name: str, steps: int) -> Tensor:
-        with torch.no_grad():
-            return models[name].with_solver(Euler(steps)).push(noise)
+    def drawn(name: str, steps: int) -> Tensor:
+        return models[name].with_solver(Euler(steps)).push(noise)
 
-    with torch.no_grad():
-        by_layers = layers.push(noise)
     plots.image_grid(
         out / "samples.png",
         {
             "real digits, held out": test[:16].float(),
-            "RealNVP, zero solver steps": by_layers,
-            "flow matching, 100 steps": few("matching", 100),
-            "flow matching, 2 steps": few("matching", 2),
-            "flow matching, 1 step": few("matching", 1),
-            "distilled, 2 steps": few("distilled", 2),
-            "distilled, 1 step": few("distilled", 1),
+            "RealNVP, zero solver steps": models["realnvp"].push(noise),
+            "flow matching, 100 steps": drawn("matching", 100),
+            "flow matching, 2 steps": drawn("matching", 2),
+            "flow matching, 1 step": drawn("matching", 1),
+            "distilled, 2 steps": drawn("distilled", 2),
+            "distilled, 1 step": drawn("distilled", 1),
         },
     )
     ts = torch.linspace(0, 1, 21)
     starts = torch.randn(60, 64, generator=torch.Generator().manual_seed(5))
-    with torch.no_grad():
-        ways = {
-            title: ODE(ode_of(models[name]).field, Euler(20)).trajectory(starts, ts)
-            for title, name in (("flow matching, OT", "matching"), ("after reflow", "reflow"))
-        }
-        assert isinstance(models["matching"].transport, Chain)
-        shown = ways["flow matching, OT"][::4, :8]
-        decode = models["matching"].transport[1:]
-        frames = {
-            f"t = {ts[4 * k].item():.1f}": decode.push(State(step)).x
-            for k, step in enumerate(shown)
-        }
+    ways = {
+        title: ODE(ode(models[name]).field, Euler(20)).trajectory(starts, ts)
+        for title, name in (("flow matching, OT", "matching"), ("after reflow", "reflow"))
+    }
     plots.trajectories(out / "trajectories.png", ways)
+    decode = preprocessing(models["matching"])
+    frames = {
+        f"t = {ts[k].item():.1f}": decode.push(State(ways["flow matching, OT"][k, :8])).x
+        for k in range(0, 21, 4)
+    }
     plots.image_grid(out / "trajectory_frames.png", frames)
-    plots.curves(out / "curves.png", histories)
+    plots.curves(out / "curves.png", run.histories)
 
 
-def json_ready(settings: dict[str, Any]) -> dict[str, Any]:
-    return {k: str(v) if isinstance(v, Path) else v for k, v in settings.items()}
+def json_ready(settings: Settings) -> dict[str, Any]:
+    return {k: str(v) if isinstance(v, Path) else v for k, v in asdict(settings).items()}
 
 
 def show(report: dict[str, Any], out: Path) -> None:

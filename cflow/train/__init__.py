@@ -1,5 +1,6 @@
 """Training: the loop, its schedules, its checkpoints, and where it reports to."""
 
+from cflow.train.batches import TrainingData
 from cflow.train.loop import Trainer, TrainResult
 from cflow.train.monitor import Monitor, Stage, WandbMonitor
 from cflow.train.schedule import ConstantRate, CosineDecay, PolynomialDecay, Schedule
@@ -13,5 +14,6 @@ __all__ = [
     "Stage",
     "TrainResult",
     "Trainer",
+    "TrainingData",
     "WandbMonitor",
 ]
