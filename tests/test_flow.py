@@ -140,8 +140,8 @@ def test_gaussian_probes_estimate_the_same_divergence() -> None:
     x, t = torch.randn(3, 4), torch.zeros(3)
     exact = Exact()(field, t, x, None, None)[1]
     for law in ("rademacher", "gaussian"):
-        hutchinson = Hutchinson(probes=4000, noise_law=law)
-        noise = hutchinson.noise(x, 1, torch.Generator().manual_seed(0))
+        hutchinson = Hutchinson(probes=4000, noise=law)
+        noise = hutchinson.draw(x, 1, torch.Generator().manual_seed(0))
         estimate = hutchinson(field, t, x, None, noise)[1]
         assert torch.allclose(estimate, exact, atol=6 * 3 / 4000**0.5)
 
@@ -221,6 +221,7 @@ def test_a_saved_flow_comes_back_whole(flow: Flow, dtype: torch.dtype, tmp_path)
     assert torch.equal(draw(again), draw(flow))
     assert draw(again).dtype == dtype
     assert all(p.requires_grad for p in again.parameters())
+    assert not again.training  # dropout would make a sampler of its own
 
 
 def test_a_flow_of_ones_own_is_saved_as_weights(tmp_path) -> None:
@@ -270,6 +271,15 @@ def test_an_argument_that_is_no_data_is_refused_at_saving(tmp_path) -> None:
         flow.save(tmp_path / "flow.safetensors")
 
 
+def test_far_points_stay_finite() -> None:
+    flow = recipes.realnvp(4, hidden_features=(16,)).float()
+    for parameter in flow.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    far = torch.full((2, 4), 1e4, dtype=torch.float32)
+    assert bool(torch.isfinite(flow.log_prob(far)).all())
+    assert bool(torch.isfinite(flow.push(far)).all())
+
+
 def test_wrong_input_is_refused_in_words() -> None:
     flow, plain = conditional(), recipes.realnvp(3, transforms=1)
     x = torch.randn(5, 3)
@@ -289,6 +299,10 @@ def test_wrong_input_is_refused_in_words() -> None:
         Dequantize(4).push(tracked(torch.rand(2, 3)))
     with pytest.raises(DomainError, match=r"times must lie in \[0, 1\].*got 1\.5"):
         ODE(MLPField(3)).trajectory(x, [0.0, 1.5])
+    with pytest.raises(DomainError, match="two times or more"):
+        ODE(MLPField(3)).trajectory(x, [0.5])
+    with pytest.raises(DomainError, match="without turning back"):
+        ODE(MLPField(3)).trajectory(x, [0.0, 0.9, 0.5])
     with pytest.raises(ShapeError, match="batch axes"):
         ODE(MLPField(3, 2)).push(State(x), torch.randn(4, 2))
     with pytest.raises(ShapeError, match="keep the event shape"):

@@ -35,7 +35,7 @@ class Divergence(ABC):
     likelihood: ClassVar[Literal["exact", "estimate"]]
 
     @abstractmethod
-    def noise(self, x: Tensor, batch_dim: int, generator: Generator | None) -> Tensor | None:
+    def draw(self, x: Tensor, batch_dim: int, generator: Generator | None) -> Tensor | None:
         """Draw what one solve needs, `(*batch, probes, *event)`, or None."""
 
     @abstractmethod
@@ -67,7 +67,7 @@ class Exact(Divergence):
         if self.chunk is not None and self.chunk < 1:
             raise DomainError(f"Exact: chunk must be at least 1 or None, got {self.chunk}")
 
-    def noise(self, x: Tensor, batch_dim: int, generator: Generator | None) -> Tensor | None:
+    def draw(self, x: Tensor, batch_dim: int, generator: Generator | None) -> Tensor | None:
         return None
 
     def __call__(
@@ -95,27 +95,27 @@ class Hutchinson(Divergence):
 
     Attributes:
         probes: Independent probes whose mean is taken.
-        noise_law: Entries of a probe: random signs (smallest variance) or standard normal.
+        noise: Entries of a probe: random signs (smallest variance) or standard normal.
 
     Example:
         >>> stretch = lambda t, x, context: x * torch.tensor([2.0, 3.0])
         >>> x = torch.ones(1, 2)
-        >>> probe = Hutchinson().noise(x, 1, torch.Generator().manual_seed(0))
+        >>> probe = Hutchinson().draw(x, 1, torch.Generator().manual_seed(0))
         >>> Hutchinson()(stretch, torch.zeros(1), x, None, probe)[1]
         tensor([5.])
     """
 
     probes: int = 1
-    noise_law: Literal["rademacher", "gaussian"] = "rademacher"
+    noise: Literal["rademacher", "gaussian"] = "rademacher"
     likelihood: ClassVar[Literal["exact", "estimate"]] = "estimate"
 
     def __post_init__(self) -> None:
         if self.probes < 1:
             raise DomainError(f"Hutchinson: probes must be at least 1, got {self.probes}")
 
-    def noise(self, x: Tensor, batch_dim: int, generator: Generator | None) -> Tensor | None:
+    def draw(self, x: Tensor, batch_dim: int, generator: Generator | None) -> Tensor | None:
         shape = (*x.shape[:batch_dim], self.probes, *x.shape[batch_dim:])
-        if self.noise_law == "gaussian":
+        if self.noise == "gaussian":
             return torch.randn(shape, dtype=x.dtype, device=x.device, generator=generator)
         bits = torch.randint(0, 2, shape, device=x.device, generator=generator)
         return bits.to(x.dtype) * 2 - 1

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Generator, Tensor
 
-from cflow.errors import ShapeError, SolverError
+from cflow.errors import ShapeError, SolverError, expect_finite
 from cflow.typing import Points
 
 __all__ = ["Coupling", "IndependentCoupling", "OTCoupling", "PairedCoupling", "Pairs"]
@@ -129,21 +129,22 @@ class OTCoupling(Coupling):
         import ot  # POT is slow to import, and only this class needs it
 
         _check("OTCoupling", x0, x1)
+        expect_finite("OTCoupling", "x0", x0)
+        expect_finite("OTCoupling", "x1", x1)
         with torch.no_grad():
-            a, b = x0.flatten(1), x1.flatten(1)
-            cost = torch.cdist(a.double(), b.double()).square().cpu().numpy()
+            a, b = x0.flatten(1).cpu().double(), x1.flatten(1).cpu().double()
+            cost = torch.cdist(a, b).square().numpy()
         plan, log = ot.emd([], [], cost, numItermax=self.MAX_ITERATIONS, log=True)
         if log["warning"] is not None:
             raise SolverError(
                 f"OTCoupling: the plan between {len(x0)} and {len(x1)} points did not converge "
-                f"({log['warning']}); check the points for NaN, or use a smaller batch"
+                f"({log['warning']}); use a smaller batch"
             )
         j = torch.arange(len(x1), device=x1.device)
-        weights = torch.from_numpy(plan).to(x1.device)
         if len(x0) == len(x1):
-            return Pairs(weights.argmax(0), j)
-        drawn = torch.multinomial(weights.T, 1, generator=generator)
-        return Pairs(drawn[:, 0], j)
+            return Pairs(torch.from_numpy(plan.argmax(0)).to(x1.device), j)
+        weights = torch.from_numpy(plan.T).to(x1.device, torch.float32)
+        return Pairs(torch.multinomial(weights, 1, generator=generator)[:, 0], j)
 
 
 def _check(where: str, x0: Tensor, x1: Tensor) -> None:

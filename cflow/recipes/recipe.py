@@ -80,7 +80,7 @@ def load(path: str | os.PathLike[str], *, into: Flow | None = None) -> Flow:
             copied into it.
 
     Returns:
-        The flow, on the CPU and in the dtype that it was saved in, or `into`.
+        The flow, on the CPU, in the dtype that it was saved in and in evaluation mode, or `into`.
 
     Raises:
         CheckpointError: The file is missing, truncated, made by an unknown recipe, or holds the
@@ -97,7 +97,7 @@ def load(path: str | os.PathLike[str], *, into: Flow | None = None) -> Flow:
         flow = _rebuild(str(path), header["recipe"])
     archive.expect_same_tensors(str(path), flow.state_dict(), tensors)
     flow.load_state_dict(tensors, assign=into is None)
-    return flow
+    return flow.eval() if into is None else flow
 
 
 def _rebuild(path: str, described: Mapping[str, Any]) -> Flow:

@@ -113,11 +113,10 @@ class ODE(Transport):
         Raises:
             DomainError: Times lie outside [0, 1], turn back, or are fewer than two.
         """
-        times = torch.as_tensor(ts, dtype=torch.float64)
-        expect_unit_times("ODE.trajectory", times)
-        if times.dim() != 1 or len(times) < 2:
-            raise DomainError(f"ODE.trajectory: ts must list two times or more, got {list(ts)}")
-        path = times.tolist()
+        path = ts.tolist() if isinstance(ts, Tensor) else list(ts)
+        if not isinstance(path, list) or len(path) < 2:
+            raise DomainError(f"ODE.trajectory: ts must list two times or more, got {path}")
+        expect_unit_times("ODE.trajectory", torch.tensor(path))
         batch = self._batch("trajectory", x, context)
         solution = self._solve((x,), context, batch, path[0], path[-1], None, save_at=path)
         return solution.y[0].unflatten(1, batch) if batch else solution.y[0].squeeze(1)
@@ -137,7 +136,7 @@ class ODE(Transport):
             nfe = state.nfe + _unflatten(solution.nfe, batch)
             return state._replace(x=_unflatten(solution.y[0], batch), nfe=nfe)
         self._check_divergence()
-        noise = self.divergence.noise(state.x, len(batch), generator)
+        noise = self.divergence.draw(state.x, len(batch), generator)
         cost = state.cost
         if self.cost is not None:
             cost = torch.zeros_like(state.ladj) if cost is None else cost

@@ -55,6 +55,18 @@ def test_ot_finds_the_cheapest_assignment(n: int) -> None:
     assert torch.allclose(cost[i, j].sum(), best)
 
 
+def test_ot_is_a_permutation_among_equal_points_too() -> None:
+    i, _, _ = OTCoupling()(torch.zeros(60, 2), torch.ones(60, 2))
+    assert sorted(i.tolist()) == list(range(60))
+
+
+def test_ot_refuses_points_that_are_not_finite() -> None:
+    bad = torch.zeros(4, 2)
+    bad[1, 0] = torch.nan
+    with pytest.raises(DomainError, match=r"x0 must be finite, got nan at index \(1, 0\)"):
+        OTCoupling()(bad, torch.randn(4, 2))
+
+
 def test_ot_with_unequal_sizes_draws_sources_from_the_plan() -> None:
     """Two sources, one twice as near to most targets; chi-square, false alarm 1e-6."""
     x0, x1 = torch.tensor([[0.0], [10.0], [20.0]]), torch.tensor([[0.0], [20.0]])

@@ -18,7 +18,7 @@ def main(folder: str, *, slow: bool) -> Flow:
 
     def loss(model: Flow, x: torch.Tensor, *, generator: torch.Generator) -> torch.Tensor:
         if slow:
-            time.sleep(0.004)
+            time.sleep(0.01)
         return matching(model.transport.field, LinearPath(), OTCoupling(), x, generator=generator)
 
     Trainer(
