@@ -28,6 +28,7 @@ import tyro
 from torch import Tensor, nn
 
 from cflow import Flow, State, nll, plots, recipes
+from cflow.data import digits
 from cflow.export import Sampler, export_onnx, export_pt2
 from cflow.matching import (
     LinearPath,
@@ -44,9 +45,7 @@ from cflow.transport import ODE, Chain
 
 LEVELS = 17  # grey levels of the digits
 SHAPE = (8, 8)
-TRAIN, VALIDATION, TEST = 1197, 200, 400  # images; the split is fixed by SPLIT_SEED
-SPLIT_SEED = 0
-HALF = TEST // 2  # images on either side of every distance
+HALF = 200  # images on either side of every distance
 STEPS = (100, 8, 4, 2, 1)  # Euler steps of the samplers that are compared
 
 
@@ -86,7 +85,7 @@ def main(settings: Settings) -> dict[str, Any]:
         settings = replace(settings, **SMOKE)
     torch.manual_seed(settings.seed)
     run = Run(settings)
-    train, validation, test = load()  # integers; dequantisation and logit are layers of the flows
+    train, validation, test = digits()  # integers; dequantisation and logit are layers of the flows
 
     layers = train_layers(run, train, validation)  # zero steps
     flow = train_field(run, train, validation)  # N steps
@@ -252,17 +251,6 @@ def measure(run: Run, models: dict[str, Flow], test: Tensor) -> dict[str, dict[s
     return quality
 
 
-def load() -> tuple[Tensor, Tensor, Tensor]:
-    """Return train, validation and test images, integers 0..16, `(n, 8, 8)`."""
-    from sklearn.datasets import load_digits
-
-    pixels, _ = load_digits(return_X_y=True)
-    images = torch.from_numpy(pixels).long().reshape(-1, *SHAPE)
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(SPLIT_SEED))
-    train, validation, test = images[order].split([TRAIN, VALIDATION, TEST])
-    return train, validation, test
-
-
 def ode(flow: Flow) -> ODE:
     """Return the ODE at the base end of an image flow."""
     assert isinstance(flow.transport, Chain)
@@ -293,7 +281,7 @@ def distances(samples: Tensor, test: Tensor, repeats: int) -> dict[str, float]:
     """
     values = []
     for k in range(repeats):
-        order = torch.randperm(TEST, generator=torch.Generator().manual_seed(k))
+        order = torch.randperm(len(test), generator=torch.Generator().manual_seed(k))
         real = test[order[:HALF]] / (LEVELS - 1)
         other = test[order[HALF:]] if samples is test else samples[k * HALF : (k + 1) * HALF]
         generator = torch.Generator().manual_seed(k)

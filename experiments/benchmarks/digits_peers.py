@@ -22,12 +22,12 @@ import zuko
 from torch import Tensor, nn
 
 from cflow import Flow, State, recipes, tracked
+from cflow.data import digits
 from cflow.metrics import bits_per_dim
 from cflow.train import CosineDecay, Trainer
 from cflow.transport import Chain
 
 LEVELS, SHAPE = 17, (8, 8)
-TRAIN, VALIDATION, TEST, SPLIT_SEED = 1197, 200, 400, 0  # as in experiments.digits
 TRANSFORMS, HIDDEN = 12, (256, 256)
 
 
@@ -43,7 +43,7 @@ class Settings:
 
 
 def main(settings: Settings) -> dict[str, Any]:
-    train, validation, test = load()
+    train, validation, test = digits()
     preprocessing = preprocess(train)
 
     def latent(x: Tensor, generator: torch.Generator) -> State:
@@ -87,7 +87,7 @@ def main(settings: Settings) -> dict[str, Any]:
             bits = bits_per_dim(log_prob(model, state.x) + state.ladj, SHAPE)
         report[name] = {
             "bits_per_dim": bits.mean().item(),
-            "error": bits.std().item() / math.sqrt(TEST),
+            "error": bits.std().item() / math.sqrt(len(test)),
             "best_step": result.best_step,
             "parameters": sum(p.numel() for p in model.parameters()),
             "seconds": seconds,
@@ -117,17 +117,6 @@ def models() -> dict[str, tuple[Callable[[], nn.Module], Callable[[Any, Tensor],
         "zuko MAF": (lambda: zuko.flows.MAF(64, transforms=5, hidden_features=HIDDEN), theirs),
         "zuko NSF": (lambda: zuko.flows.NSF(64, transforms=3, hidden_features=HIDDEN), theirs),
     }
-
-
-def load() -> tuple[Tensor, Tensor, Tensor]:
-    """Return train, validation and test images, integers 0..16, `(n, 8, 8)`."""
-    from sklearn.datasets import load_digits
-
-    pixels, _ = load_digits(return_X_y=True)
-    images = torch.from_numpy(pixels).long().reshape(-1, *SHAPE)
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(SPLIT_SEED))
-    train, validation, test = images[order].split([TRAIN, VALIDATION, TEST])
-    return train, validation, test
 
 
 def preprocess(train: Tensor) -> Chain:
