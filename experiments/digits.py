@@ -155,8 +155,8 @@ class Run:
     ) -> None:
         """Train a model in a folder of its own and say how it went."""
         folder = self.settings.out / name
-        if not self.settings.resume:
-            (folder / "checkpoint.pt").unlink(missing_ok=True)
+        if not self.settings.resume and (folder / "checkpoint.pt").exists():
+            (folder / "checkpoint.pt").unlink()
         result = Trainer(
             model,
             loss,

@@ -15,6 +15,25 @@ print(json.dumps([seconds, [name for name in heavy if name in sys.modules]]))
 """
 
 
+GLOBALS = """
+import random, numpy, torch
+def state():
+    return (
+        torch.get_default_dtype(), torch.is_grad_enabled(), torch.get_num_threads(),
+        torch.get_rng_state().tolist(), random.getstate(), str(numpy.random.get_state()),
+        torch.distributions.Distribution._validate_args,
+        sorted(vars(torch.distributions.Transform)), sorted(vars(torch.Tensor)),
+    )
+before = state()
+import cflow
+assert state() == before
+"""
+
+
+def test_importing_changes_nothing_global() -> None:
+    subprocess.run([sys.executable, "-c", GLOBALS], check=True)
+
+
 def run() -> tuple[float, list[str]]:
     out = subprocess.run([sys.executable, "-c", CODE], check=True, capture_output=True, text=True)
     return tuple(json.loads(out.stdout))

@@ -48,10 +48,9 @@ def test_the_law_of_the_walkers_is_the_exact_law() -> None:
         assert chisquare(counts.numpy(), (WALKERS * law).numpy()).pvalue > FALSE_ALARM
 
 
-def test_the_test_would_notice_a_wrong_rate() -> None:
+def test_the_test_would_notice_a_late_stop() -> None:
     start = torch.tensor([0.7, 0.2, 0.1])
-    counts = torch.bincount(
-        simulate(start, 0.32, torch.Generator().manual_seed(0)), minlength=3
-    )  # stopped a little too late
+    late = simulate(start, 0.32, torch.Generator().manual_seed(0))
+    counts = torch.bincount(late, minlength=3)
     law = exact_law(start, 0.3)
     assert chisquare(counts.numpy(), (WALKERS * law).numpy()).pvalue < FALSE_ALARM

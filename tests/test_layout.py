@@ -5,7 +5,6 @@ import inspect
 from pathlib import Path
 
 import pytest
-import torch
 
 import cflow
 
@@ -136,11 +135,3 @@ def test_options_without_parameters_are_frozen() -> None:
         for cls in classes():
             if issubclass(cls, kind) and not inspect.isabstract(cls):
                 assert cls.__dataclass_params__.frozen, cls  # type: ignore[attr-defined]
-
-
-def test_importing_changes_nothing_global() -> None:
-    assert torch.distributions.Distribution.__module__ == "torch.distributions.distribution"
-    for path in FILES:
-        text = path.read_text()
-        assert "set_default_dtype" not in text
-        assert "manual_seed(" not in text.replace(").manual_seed(", ""), path

@@ -49,10 +49,9 @@ def export_pt2(sampler: Sampler, path: str | os.PathLike[str], *, tolerance: flo
         ExportError: The sampler cannot be traced, or the file differs by more than the tolerance.
         CheckpointError: The file cannot be written.
     """
-    sampler = sampler.eval()
     inputs = _inputs(sampler, TRACED)
     shapes = {name: {0: Dim.DYNAMIC} for name in inputs}
-    with torch.no_grad():
+    with _evaluating(sampler):
         try:
             program = torch.export.export(sampler, (), inputs, dynamic_shapes=shapes)
         except Exception as error:
@@ -94,9 +93,8 @@ def export_onnx(
         raise MissingExtraError(
             f"export_onnx: {error.name} is not installed; pip install 'cflow[export]'"
         ) from error
-    sampler = sampler.eval()
     inputs = _inputs(sampler, TRACED)
-    with torch.no_grad(), warnings.catch_warnings(), _quiet("torch.onnx"):
+    with _evaluating(sampler), warnings.catch_warnings(), _quiet("torch.onnx"):
         warnings.simplefilter("ignore")  # of the exporter's own internals
         try:
             program = torch.onnx.export(
@@ -122,7 +120,8 @@ def export_onnx(
         )
 
         def call(given: dict[str, Tensor]) -> Tensor:
-            return torch.from_numpy(session.run(None, {k: v.numpy() for k, v in given.items()})[0])
+            feed = {name: tensor.cpu().numpy() for name, tensor in given.items()}
+            return torch.from_numpy(session.run(None, feed)[0])
 
         return _parity("export_onnx", sampler, call, tolerance)
 
@@ -148,8 +147,8 @@ def _parity(
     worst = 0.0
     for batch in (TRACED, CHECKED):
         given = _inputs(sampler, batch)
-        with torch.no_grad():
-            ours, theirs = sampler(**given), call(given)
+        with _evaluating(sampler):
+            ours, theirs = sampler(**given).cpu(), call(given).cpu()
         worst = max(worst, float((theirs - ours).abs().max() / ours.abs().max().clamp(min=1.0)))
     if not worst <= tolerance:
         raise ExportError(
@@ -169,6 +168,19 @@ def _description(sampler: Sampler) -> str:
         "parity_seed": 0,
     }
     return json.dumps(fields)
+
+
+@contextlib.contextmanager
+def _evaluating(sampler: Sampler) -> Iterator[None]:
+    """Run in evaluation mode, without gradients; leave every module in the mode it was in."""
+    modes = {module: module.training for module in sampler.modules()}
+    sampler.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
 
 
 @contextlib.contextmanager

@@ -173,7 +173,8 @@ class _Run:
             raise DomainError("Trainer: the model has no parameter that requires a gradient")
         self.device = self.parameters[0].device
         self.optimizer = trainer.optimizer or torch.optim.AdamW(self.parameters, lr=trainer.lr)
-        self.rates = [group["lr"] for group in self.optimizer.param_groups]
+        for group in self.optimizer.param_groups:  # as torch's own schedulers keep the full rate
+            group.setdefault("initial_lr", group["lr"])
         self.average = None
         if trainer.ema is not None:
             self.average = AveragedModel(trainer.model, avg_fn=_warmed_average(trainer.ema))
@@ -222,8 +223,8 @@ class _Run:
         """Take one step; raise at the first loss or gradient that is not finite."""
         trainer = self.of
         factor = trainer.schedule.factor(self.step, trainer.steps)
-        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
-            group["lr"] = rate * factor
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * factor
         trainer.model.train()
         loss = trainer.loss(
             trainer.model, *(b.to(self.device) for b in batch), generator=self.generator
@@ -238,7 +239,8 @@ class _Run:
         if self.average is not None:
             self.average.update_parameters(trainer.model)
         self.step += 1
-        figures = {"loss": loss.item(), "rate": self.rates[0] * factor, "grad_norm": norm.item()}
+        rate = self.optimizer.param_groups[0]["lr"]
+        figures = {"loss": loss.item(), "rate": rate, "grad_norm": norm.item()}
         if self.due(trainer.log_every):
             self._report(figures)
         return figures
@@ -275,7 +277,6 @@ class _Run:
             "model": self.of.model.state_dict(),
             "average": None if self.average is None else self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "rates": self.rates,
             "generator": self.generator.get_state(),
             "random": torch.get_rng_state(),
             "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
@@ -312,7 +313,6 @@ class _Run:
         if self.average is not None:
             self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.rates = state["rates"]
         self.generator.set_state(state["generator"])
         torch.set_rng_state(state["random"])
         if state["random_cuda"] and torch.cuda.is_available():
@@ -331,7 +331,7 @@ class _Run:
         kept = (
             "no checkpoint was asked for"
             if self.path is None
-            else (f"the last good checkpoint is {self.path}")
+            else f"the last good checkpoint is {self.path}"
         )
         raise TrainingError(
             f"Trainer.fit: {what} is {value.item()} at step {self.step}; {kept}. Lower the "

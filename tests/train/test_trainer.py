@@ -200,6 +200,17 @@ def test_the_rate_the_optimiser_sees_follows_the_schedule() -> None:
     assert rates == pytest.approx([0.01 * trainer.schedule.factor(k, 40) for k in range(40)])
 
 
+def test_a_second_fit_starts_at_the_full_rate_again() -> None:
+    flow = recipes.realnvp(2, transforms=2, hidden_features=(8,))
+    optimizer = torch.optim.SGD(flow.parameters(), lr=0.01)
+    trainer = Trainer(
+        flow, nll, steps=5, log_every=1, optimizer=optimizer, schedule=CosineDecay(), progress=False
+    )
+    first = [entry["rate"] for entry in trainer.fit(target()).history]
+    assert [entry["rate"] for entry in trainer.fit(target()).history] == first
+    assert first[0] == 0.01
+
+
 def test_bad_input_is_refused_in_words(tmp_path: Path) -> None:
     bad = target()
     bad[7, 1] = torch.nan
