@@ -18,7 +18,7 @@ FLOORS = {
     "ode": 2, "field": 2, "manifold": 2,
     "transport": 3, "base": 3,
     "flow": 4, "distribution": 4, "likelihood": 4, "matching": 4,
-    "recipes": 5, "train": 5, "export": 5, "plots": 5, "metrics": 5,
+    "recipes": 5, "train": 5, "export": 5, "plots": 5, "metrics": 5, "testing": 5,
 }  # fmt: skip
 NEIGHBOURS = {
     ("archive", "errors"),

@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from cflow.ode.solver import Solution, Solver, Time
+from cflow.ode.problem import Time
+from cflow.ode.solver import Solution, Solver
 
 __all__ = ["Adjoint", "Direct"]
 
@@ -28,8 +29,9 @@ class Adjoint(ABC):
         parameters: Iterable[Tensor] = (),
         project: Callable[[Any], Any] | None = None,
         save_at: Sequence[float] | Tensor | None = None,
+        stop_at: Sequence[float] | Tensor = (),
     ) -> Solution:
-        """Solve as `Solver.solve` does; `parameters` are those of f that need gradients."""
+        """Solve as `Solver.solve` does; `parameters` are those of f that want gradients."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,17 @@ class Direct(Adjoint):
         parameters: Iterable[Tensor] = (),
         project: Callable[[Any], Any] | None = None,
         save_at: Sequence[float] | Tensor | None = None,
+        stop_at: Sequence[float] | Tensor = (),
     ) -> Solution:
         """Call the solver; autograd records its steps."""
-        return solver.solve(f, y0, t0, t1, args=args, project=project, save_at=save_at)
+        return solver.solve(
+            f,
+            y0,
+            t0,
+            t1,
+            args=args,
+            project=project,
+            save_at=save_at,
+            stop_at=stop_at,
+            parameters=parameters,
+        )

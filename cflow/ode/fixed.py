@@ -1,71 +1,174 @@
-"""Fixed-step Runge-Kutta solvers: a known number of evaluations, one graph when compiled.
+"""Fixed-step solvers: a known number of evaluations, one graph when compiled.
 
-Each takes `steps` equal steps from t0 to t1; times that are to be saved are added to the grid.
+Each crosses the times of its grid; times at which to stop are added to it, times to save are read
+between the steps.
 """
 
-from collections.abc import Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from cflow.errors import DomainError
-from cflow.ode.solver import Problem, Solution, Solver, Status, Time, finite_rows, march
+from cflow.ode.dense import Dense, Piece
+from cflow.ode.grid import Grid, UniformGrid
+from cflow.ode.problem import Problem, Span
+from cflow.ode.solver import Solution, Solver, Status, finite_rows, known, march, raise_failures
+from cflow.ode.step import Step, stages
 from cflow.ode.tableau import EULER, HEUN, MIDPOINT, Tableau
 from cflow.ode.tableau import RK4 as RK4_TABLEAU
+from cflow.ode.ticks import Tick, lay_out
 
-__all__ = ["RK4", "Euler", "FixedStep", "Heun", "Midpoint", "advance", "stages"]
+__all__ = [
+    "RK4",
+    "Carry",
+    "Euler",
+    "FixedRungeKutta",
+    "FixedStep",
+    "Heun",
+    "Midpoint",
+    "report",
+]
 
 
-@dataclass(frozen=True)
+UNIFORM = UniformGrid()
+
+
+class Carry(NamedTuple):
+    """Hold what a step hands to the next: the state, its slope if known, and slopes before it."""
+
+    y: list[Tensor]
+    slope: list[Tensor] | None
+    past: Sequence[list[Tensor]]
+
+
+@dataclass(frozen=True, repr=False)
 class FixedStep(Solver):
-    """Take `steps` equal Runge-Kutta steps; what differs is the tableau.
+    """Step along a grid; what differs is the step.
 
     Attributes:
         steps: Number of steps, at least 1.
+        grid: Where the steps fall.
+        throw: Raise when a sample's state is no longer finite; otherwise its last good state comes
+            back with its status. In a compiled or exported graph nothing is raised.
     """
 
     steps: int = 8
+    grid: Grid = UNIFORM
+    throw: bool = True
 
-    tableau: ClassVar[Tableau]
-    per_sample: ClassVar[bool] = True
-    adaptive: ClassVar[bool] = False
+    nodes: ClassVar[tuple[float, ...]]
+    memory: ClassVar[int] = 0
 
     def __post_init__(self) -> None:
         if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 1:
             raise DomainError(
                 f"{type(self).__name__}: steps must be a whole number of at least 1, "
-                f"got {self.steps!r}"
+                f"got {self.steps!r}; times of your own go in as grid=TimeGrid(times)"
             )
 
-    def _solve(self, problem: Problem, stops: Sequence[Time], *, save: bool) -> Solution:
-        grid, kept = _grid(stops, self.steps)
-        visited: list[list[Tensor]] = []
+    @property
+    def per_sample(self) -> bool:
+        return True
 
-        def step(t: Time, t_next: Time, y: list[Tensor]) -> list[Tensor]:
-            y_next, _ = stages(self.tableau, problem, problem.args, t, t_next - t, y)
-            return y_next if problem.project is None else problem.project(y_next)
+    @property
+    def adaptive(self) -> bool:
+        return False
 
-        def visit(t: Time, y: list[Tensor]) -> None:
-            visited.append(y)
+    @abstractmethod
+    def _advance(
+        self, problem: Problem, tick: Tick, carry: Carry
+    ) -> tuple[list[Tensor], list[list[Tensor]], int]:
+        """Take one step; return the next state, the slopes (the first at the start) and nfe."""
 
-        y = march(step, problem.leaves, grid, visit=visit if save else None)
-        ts: Time = stops[-1]
-        out: list[Tensor] = y
-        if save:
-            ts = torch.tensor(stops[1:-1], dtype=problem.time_dtype)
-            out = [torch.stack(leaf) for leaf in zip(*(visited[k] for k in kept), strict=True)]
-        return Solution(problem.tree(out), ts, *self._report(y, len(grid) - 1))
+    @property
+    @abstractmethod
+    def _interpolant(self) -> Tableau:
+        """The tableau whose order says how to read between steps."""
 
-    def _report(self, y: list[Tensor], steps: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        accepted = torch.full((y[0].shape[0],), steps, device=y[0].device)
-        status = torch.where(finite_rows(y), int(Status.DONE), int(Status.NON_FINITE))
-        return accepted * self.tableau.stages, accepted, torch.zeros_like(accepted), status
+    def ticks(self, problem: Problem, span: Span, nodes: Sequence[float]) -> list[Tick]:
+        """Lay the solver's grid over a span, for a method with these nodes."""
+        memory = self.memory
+        return lay_out(problem, span, self.grid, self.steps, nodes, memory=memory)
+
+    def step(self, problem: Problem, tick: Tick, carry: Carry) -> tuple[Carry, int]:
+        """Take one step; return what the next one starts from, and the evaluations."""
+        y, slopes, evaluations = self._advance(problem, tick, carry)
+        return self._next(problem, carry, y, slopes), evaluations
+
+    def _solve(self, problem: Problem, span: Span) -> Solution:
+        ticks = self.ticks(problem, span, self.nodes)
+        jumps = (
+            {k for k, tick in enumerate(ticks) if tick.start in span.stops} if span.stops else set()
+        )
+        inner = set(range(len(ticks))) if span.dense else _holding(ticks, span.save)
+        pieces: list[Piece] = []
+        visited = [problem.leaves]
+        nfe = 0
+
+        def step(k: int, k_next: int, carry: Carry) -> Carry:
+            nonlocal nfe
+            tick = ticks[k]
+            y, slopes, evaluations = self._advance(problem, tick, carry)
+            after = self._next(problem, carry, y, slopes)
+            nfe += evaluations
+            if k in inner:
+                if self._interpolant.order > 1:
+                    after = after._replace(slope=problem.f(tick.until, after.y, problem.args))
+                    slopes = [*slopes, after.slope]
+                    nfe += 1
+                pieces.append(_piece(problem, tick, carry.y, after.y, slopes, self._interpolant))
+            if span.save is not None:
+                visited.append(after.y)
+            return Carry(after.y, None, ()) if k_next in jumps else after
+
+        def states() -> Iterator[list[Tensor]]:
+            carry = Carry(problem.leaves, None, ())
+            for tick in ticks:
+                carry, _ = self.step(problem, tick, carry)
+                yield carry.y
+
+        last = march(step, Carry(problem.leaves, None, ()), range(len(ticks) + 1))
+        return report(
+            self, problem, span, ticks, last.y,
+            nfe=nfe, states=states, visited=visited, pieces=pieces,
+        )  # fmt: skip
+
+    def _next(
+        self, problem: Problem, carry: Carry, y: list[Tensor], slopes: list[list[Tensor]]
+    ) -> Carry:
+        if problem.project is not None:
+            y = problem.project(y)
+        if not self.memory:
+            return Carry(y, None, ())
+        return Carry(y, None, [slopes[0], *carry.past][: self.memory])
 
 
-@dataclass(frozen=True)
-class Euler(FixedStep):
+@dataclass(frozen=True, repr=False)
+class FixedRungeKutta(FixedStep):
+    """Take explicit Runge-Kutta steps; what differs is the tableau."""
+
+    tableau: ClassVar[Tableau]
+
+    def _advance(
+        self, problem: Problem, tick: Tick, carry: Carry
+    ) -> tuple[list[Tensor], list[list[Tensor]], int]:
+        y, slopes = stages(
+            self.tableau, problem, problem.args, tick.times, tick.h, carry.y, k1=carry.slope
+        )
+        return y, slopes, self.tableau.stages - (carry.slope is not None)
+
+    @property
+    def _interpolant(self) -> Tableau:
+        return self.tableau
+
+
+@dataclass(frozen=True, repr=False)
+class Euler(FixedRungeKutta):
     """Euler's method: order 1, one evaluation a step.
 
     Example:
@@ -74,83 +177,110 @@ class Euler(FixedStep):
     """
 
     tableau: ClassVar[Tableau] = EULER
+    nodes: ClassVar[tuple[float, ...]] = (0.0, *EULER.c)
 
 
-@dataclass(frozen=True)
-class Midpoint(FixedStep):
+@dataclass(frozen=True, repr=False)
+class Midpoint(FixedRungeKutta):
     """The explicit midpoint method: order 2, two evaluations a step."""
 
     tableau: ClassVar[Tableau] = MIDPOINT
+    nodes: ClassVar[tuple[float, ...]] = (0.0, *MIDPOINT.c)
 
 
-@dataclass(frozen=True)
-class Heun(FixedStep):
+@dataclass(frozen=True, repr=False)
+class Heun(FixedRungeKutta):
     """Heun's method (explicit trapezoid): order 2, two evaluations a step."""
 
     tableau: ClassVar[Tableau] = HEUN
+    nodes: ClassVar[tuple[float, ...]] = (0.0, *HEUN.c)
 
 
-@dataclass(frozen=True)
-class RK4(FixedStep):
+@dataclass(frozen=True, repr=False)
+class RK4(FixedRungeKutta):
     """The classical Runge-Kutta method: order 4, four evaluations a step."""
 
     tableau: ClassVar[Tableau] = RK4_TABLEAU
+    nodes: ClassVar[tuple[float, ...]] = (0.0, *RK4_TABLEAU.c)
 
 
-def stages(
-    tableau: Tableau,
+def report(
+    solver: FixedStep,
     problem: Problem,
-    args: list[Any],
-    t: Time,
-    h: Time,
+    span: Span,
+    ticks: Sequence[Tick],
     y: list[Tensor],
     *,
-    k1: list[Tensor] | None = None,
-) -> tuple[list[Tensor], list[list[Tensor]]]:
-    """Run one explicit step of size h from (t, y); return the next state and all slopes.
-
-    `k1` hands in the first slope where the caller has it. With a tableau that is first same as
-    last, the last slope is that of the next state.
-    """
-    slopes = [problem.f(t, y, args) if k1 is None else k1]
-    y_stage = y
-    for row, node in zip(tableau.a, tableau.c, strict=True):
-        y_stage = advance(y, h, row, slopes)
-        slopes.append(problem.f(t + node * h, y_stage, args))
-    y_next = y_stage if tableau.fsal else advance(y, h, tableau.b, slopes)
-    return y_next, slopes
-
-
-def advance(
-    y: list[Tensor], h: Time, weights: Sequence[float], slopes: list[list[Tensor]]
-) -> list[Tensor]:
-    """Return y + h sum_i w_i k_i, leaf by leaf, each leaf in its own dtype."""
-    out = []
-    for index, leaf in enumerate(y):
-        terms = [(w, k[index]) for w, k in zip(weights, slopes, strict=False) if w != 0.0]
-        if isinstance(h, Tensor):
-            increment = sum(w * k for w, k in terms[1:]) + terms[0][0] * terms[0][1]
-            width = h.to(leaf.dtype).reshape(h.shape + (1,) * (leaf.dim() - h.dim()))
-            out.append(leaf + width * increment)
-        else:
-            for w, k in terms:
-                leaf = torch.add(leaf, k, alpha=h * w)
-            out.append(leaf)
-    return out
+    nfe: int,
+    states: Callable[[], Iterator[list[Tensor]]],
+    visited: list[list[Tensor]] | None = None,
+    pieces: list[Piece] | None = None,
+) -> Solution:
+    """Make the solution of a fixed-step run; `states` repeats it to find the time of a failure."""
+    batch, device = problem.batch, y[0].device
+    finite = finite_rows(y)
+    status = torch.where(finite, int(Status.DONE), int(Status.NON_FINITE))
+    accepted = torch.full((batch,), len(ticks), device=device)
+    reached = ticks[-1].until.detach()
+    if known(finite.all()) is False:
+        visited, reached, accepted = _last_good(problem, ticks, states)
+        y = visited[-1]
+        if solver.throw:
+            raise_failures(type(solver).__name__, status, reached, accepted)
+    ts, out = span.t1, y
+    if span.save is not None and visited is not None:
+        ts = torch.tensor(span.save, dtype=problem.time_dtype)
+        path = [ticks[0].start, *(tick.end for tick in ticks)]
+        between = Dense(problem, pieces or [], np.full(batch, path[-1]))
+        saved = [visited[path.index(s)] if s in path else between.leaves(s) for s in span.save]
+        if known(finite.all()) is False:  # interpolants of steps that broke down
+            saved = [_repaired(leaves, visited[-1]) for leaves in saved]
+        out = [torch.stack(leaf) for leaf in zip(*saved, strict=True)]
+    dense = Dense(problem, pieces or [], np.full(batch, ticks[-1].end)) if span.dense else None
+    count = torch.full((batch,), nfe, device=device)
+    rejected = torch.zeros_like(accepted)
+    return Solution(problem.tree(out), ts, count, accepted, rejected, status, reached, dense)
 
 
-def _grid(stops: Sequence[Time], steps: int) -> tuple[list[Time], list[int]]:
-    """Cut [t0, t1] into equal steps, add the inner stops, and say where they stand in the grid."""
-    t0, t1 = stops[0], stops[-1]
-    span = t1 - t0
-    grid: list[Time] = [t0, *(t0 + span * (k / steps) for k in range(1, steps)), t1]
-    if len(stops) == 2:
-        return grid, []
-    kept = []
-    for stop in stops[1:-1]:
-        near = min(range(len(grid)), key=lambda k: abs(grid[k] - stop))
-        if abs(grid[near] - stop) > 1e-9 * abs(span):
-            near += 1 if (stop - grid[near]) * span > 0 else 0
-            grid.insert(near, stop)
-        kept.append(near)
-    return grid, kept
+@torch.no_grad()
+def _last_good(
+    problem: Problem, ticks: Sequence[Tick], states: Callable[[], Iterator[list[Tensor]]]
+) -> tuple[list[list[Tensor]], Tensor, Tensor]:
+    """Return the last finite state of each sample at every tick, its time, and its good steps."""
+    visited, reached = [problem.leaves], ticks[0].times[0].clone()
+    accepted = torch.zeros(problem.batch, dtype=torch.long, device=reached.device)
+    for tick, y in zip(ticks, states(), strict=True):
+        fine = finite_rows(y)
+        mask = [fine.reshape(-1, *(1,) * (leaf.dim() - 1)) for leaf in y]
+        columns = zip(mask, y, visited[-1], strict=True)
+        visited.append([torch.where(m, new, old) for m, new, old in columns])
+        reached = torch.where(fine, tick.until, reached)
+        accepted = accepted + fine
+    return visited, reached, accepted
+
+
+def _repaired(leaves: list[Tensor], good: list[Tensor]) -> list[Tensor]:
+    fine = finite_rows(leaves)
+    mask = [fine.reshape(-1, *(1,) * (leaf.dim() - 1)) for leaf in leaves]
+    return [torch.where(m, a, b) for m, a, b in zip(mask, leaves, good, strict=True)]
+
+
+def _holding(ticks: Sequence[Tick], save: Sequence[float] | None) -> set[int]:
+    """Return the numbers of the ticks with a time to save strictly inside."""
+    if save is None:
+        return set()
+    inside = lambda t: any(min(t.start, t.end) < s < max(t.start, t.end) for s in save)
+    return {k for k, tick in enumerate(ticks) if inside(tick)}
+
+
+def _piece(
+    problem: Problem,
+    tick: Tick,
+    y: list[Tensor],
+    y_next: list[Tensor],
+    slopes: list[list[Tensor]],
+    tableau: Tableau,
+) -> Piece:
+    start, end = (np.full(problem.batch, t) for t in (tick.start, tick.end))
+    step = Step([], y, y_next, slopes, None, 0)
+    return Piece(np.arange(problem.batch), start, end, step, tick.h, tableau)
