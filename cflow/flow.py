@@ -17,7 +17,8 @@ from cflow import archive
 from cflow.base import Base
 from cflow.distribution import FlowDistribution
 from cflow.errors import DomainError, ShapeError, expect_floating, expect_trailing
-from cflow.ode import Solver
+from cflow.field import Divergence
+from cflow.ode import Adjoint, Solver
 from cflow.state import State, tracked
 from cflow.transport import Likelihood, Transport, initialize, with_solver
 from cflow.typing import Batch, Data, Points
@@ -210,11 +211,25 @@ class Flow(nn.Module):
         """View the flow, at given conditions, as a `torch.distributions.Distribution`."""
         return FlowDistribution(self, context)
 
-    def with_solver(self, solver: Solver) -> "Flow":
-        """Return a flow that shares all modules and solves its ODEs with another solver."""
-        return Flow(
-            self.base, with_solver(self.transport, solver), context_shape=self.context_shape
-        )
+    def with_solver(
+        self,
+        solver: Solver | None = None,
+        *,
+        divergence: Divergence | None = None,
+        adjoint: Adjoint | None = None,
+    ) -> "Flow":
+        """Return a flow that shares all modules and solves its ODEs in another way.
+
+        Args:
+            solver: How they are integrated; None, here and below, keeps what each ODE has.
+            divergence: How their log-determinants are computed: `Exact()` turns a flow that was
+                trained on estimates into one that evaluates exactly.
+            adjoint: How gradients pass through their solves.
+        """
+        transport = with_solver(self.transport, solver, divergence=divergence, adjoint=adjoint)
+        flow = Flow(self.base, transport, context_shape=self.context_shape)
+        flow.training = self.training
+        return flow
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write weights and recipe to one safetensors file that `cflow.load` reads.

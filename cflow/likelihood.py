@@ -16,7 +16,9 @@ __all__ = ["nll"]
 def nll(
     flow: Flow, x: Data, context: Tensor | None = None, *, generator: Generator | None = None
 ) -> Batch:
-    """Return the negative log-likelihood of each point, plus the regularisers of its ODEs.
+    """Return the negative log-likelihood of each point, in training plus the ODEs' regularisers.
+
+    In evaluation mode no ODE integrates its cost, so a validation loss is the likelihood alone.
 
     Args:
         flow: The flow.

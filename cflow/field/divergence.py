@@ -1,28 +1,48 @@
 """The divergence of a field, div v = sum_i dv_i/dx_i: what a log-determinant integrates.
 
-`Exact` pushes every unit tangent through the field (forward mode); `Hutchinson` estimates
-E[e' (dv/dx) e] with random probes that are drawn once a solve, so that an adaptive solver sees a
-deterministic field.
+    Exact:       sum_i e_i' J e_i, every unit cotangent pulled back through one evaluation
+    Hutchinson:  mean of e' J e over random probes with E[e e'] = 1
+    Analytic:    the field's own closed form
+
+Probes are drawn once a solve, so that an adaptive solver sees a deterministic field. The products
+e' J give the squared Frobenius norm |J|_F^2 on the side, which a regulariser may want.
 Source: Hutchinson (1990); Grathwohl et al. (2019), FFJORD, arXiv 1810.01367, section 3.1.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Literal, TypeAlias, cast
+from typing import ClassVar, Literal, NamedTuple, TypeAlias, cast
 
 import torch
 from torch import Generator, Tensor
 from torch.func import jvp, vjp, vmap
 
-from cflow.errors import DomainError
+from cflow.errors import DomainError, expect_positive
+from cflow.field.field import AnalyticField
 
-__all__ = ["Divergence", "Exact", "Hutchinson", "Velocity"]
-
-Pair: TypeAlias = tuple[Tensor, Tensor]
+__all__ = ["Analytic", "Divergence", "Exact", "Hutchinson", "Rates", "Velocity"]
 
 Velocity: TypeAlias = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """Anything called as `v(t, x, context)`."""
+
+MEBIBYTE = 2**20
+NEAR, FAR = 4.0, 1024.0  # MiB: what a CPU's caches hold, and what an accelerator can spare
+WIDTH, KEPT = 256, 4  # a cotangent's activations: `KEPT` rows of `WIDTH` or more numbers
+
+
+class Rates(NamedTuple):
+    """Hold a velocity and what belongs to its Jacobian J = dv/dx.
+
+    Attributes:
+        v: The velocity, `(*batch, *event)`.
+        div: The trace of J, `(*batch,)`, in units of 1 / time.
+        frobenius: The squared norm |J|_F^2, `(*batch,)`, where it was asked for.
+    """
+
+    v: Tensor
+    div: Tensor
+    frobenius: Tensor | None = None
 
 
 class Divergence(ABC):
@@ -40,58 +60,119 @@ class Divergence(ABC):
 
     @abstractmethod
     def __call__(
-        self, v: Velocity, t: Tensor, x: Tensor, context: Tensor | None, noise: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """Return the velocity `(batch, *event)` and its divergence `(batch,)`."""
+        self,
+        v: Velocity,
+        t: Tensor,
+        x: Tensor,
+        context: Tensor | None,
+        noise: Tensor | None,
+        *,
+        frobenius: bool = False,
+    ) -> Rates:
+        """Evaluate v at x and its divergence.
+
+        Args:
+            v: The velocity, called as `v(t, x, context)`.
+            t: Times `(*batch,)`.
+            x: Points `(*batch, *event)`.
+            context: Conditions, handed on to v.
+            noise: What `draw` drew.
+            frobenius: Also return |J|_F^2.
+
+        Returns:
+            Velocity, divergence, and the squared Frobenius norm where it was asked for.
+        """
 
 
 @dataclass(frozen=True)
 class Exact(Divergence):
-    """Compute the trace of the Jacobian, one unit tangent for each coordinate of the event.
+    """Compute the trace of the Jacobian by one evaluation and a vector-Jacobian product per entry.
 
-    Costs about as many field evaluations as the event has coordinates, batched into one call.
+    The products of a chunk run as one batch. By default a chunk is as long as `memory` allows,
+    counting 4 max(256, entries of the event) numbers for each cotangent of each sample; more is
+    slower on a CPU, where a batch beyond the caches costs more than it saves. Chunks bound the
+    memory of evaluation. With gradients enabled the graph keeps the activations of all of them.
 
     Attributes:
-        chunk: Tangents that travel together, to bound memory; None for all at once.
+        chunk: Cotangents that travel together; None to follow `memory`.
+        memory: MiB for the activations of one chunk; None for 4 on a CPU and 1024 elsewhere.
+
+    Raises:
+        DomainError: A chunk below 1, memory that is not positive, or both given.
 
     Example:
         >>> stretch = lambda t, x, context: x * torch.tensor([2.0, 3.0])
-        >>> Exact()(stretch, torch.zeros(1), torch.ones(1, 2), None, None)[1]
+        >>> Exact()(stretch, torch.zeros(1), torch.ones(1, 2), None, None).div
         tensor([5.])
     """
 
     chunk: int | None = None
+    memory: float | None = None
     likelihood: ClassVar[Literal["exact", "estimate"]] = "exact"
 
     def __post_init__(self) -> None:
         if self.chunk is not None and self.chunk < 1:
             raise DomainError(f"Exact: chunk must be at least 1 or None, got {self.chunk}")
+        if self.memory is not None:
+            expect_positive("Exact", memory=self.memory)
+        if self.chunk is not None and self.memory is not None:
+            raise DomainError(
+                f"Exact: give chunk or memory, got chunk={self.chunk} and memory={self.memory}"
+            )
 
     def draw(self, x: Tensor, batch_dim: int, generator: Generator | None) -> Tensor | None:
         return None
 
     def __call__(
-        self, v: Velocity, t: Tensor, x: Tensor, context: Tensor | None, noise: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
+        self,
+        v: Velocity,
+        t: Tensor,
+        x: Tensor,
+        context: Tensor | None,
+        noise: Tensor | None,
+        *,
+        frobenius: bool = False,
+    ) -> Rates:
         event = x.shape[t.dim() :]
         size = event.numel()
-        basis = torch.eye(size, dtype=x.dtype, device=x.device).reshape(size, *event)
+        value, product = _linearize(v, t, x, context)
+        entries, squares = [], []
+        chunk = self._chunk(x, size, t.numel())
+        for first in range(0, size, chunk):
+            count = min(chunk, size - first)
+            units = torch.eye(count, dtype=value.dtype, device=x.device)
+            if count < size:
+                units = torch.nn.functional.pad(units, (first, size - first - count))
+            units = units.reshape(count, *event)
+            rows = product(units[0])[None] if count == 1 else vmap(product)(units)
+            rows = rows.reshape(count, *t.shape, size)  # rows[k] is row first + k of J
+            corner = rows[..., first : first + count]
+            entries.append(_wide(corner.diagonal(dim1=0, dim2=-1)))
+            if frobenius:
+                squares.append(_wide(rows).square().sum((0, -1)))
+        # One sum over contiguous rows, so that its rounding knows neither chunk nor batch.
+        div = torch.cat(entries, -1).contiguous().sum(-1)
+        return Rates(value, div, _total(squares) if frobenius else None)
 
-        def diagonal(tangent: Tensor) -> tuple[Tensor, Tensor]:
-            at = (x,), (tangent.expand_as(x),)
-            value, change = cast(Pair, jvp(lambda z: v(t, z, context), *at))
-            return value, (change * tangent).flatten(t.dim()).sum(-1)
-
-        if self.chunk is None:
-            values, entries = vmap(diagonal)(basis)
-            return values[0], entries.sum(0)  # the values are one tensor, expanded
-        entries = vmap(lambda tangent: diagonal(tangent)[1], chunk_size=self.chunk)(basis)
-        return v(t, x, context), entries.sum(0)
+    def _chunk(self, x: Tensor, size: int, batch: int) -> int:
+        """Return how many cotangents travel together: near-equal chunks within the budget."""
+        if self.chunk is not None:
+            return self.chunk
+        memory = self.memory
+        if memory is None:
+            memory = NEAR if x.device.type == "cpu" else FAR
+        one = KEPT * max(WIDTH, size) * x.element_size()  # bytes of one cotangent of one sample
+        most = int(min(size, max(1, memory * MEBIBYTE // (one * max(1, batch)))))
+        chunks = -(-size // most)
+        return -(-size // chunks)
 
 
 @dataclass(frozen=True)
 class Hutchinson(Divergence):
     """Estimate the divergence without bias from random probes e with E[e e'] = 1.
+
+    One vector-Jacobian product e' J for each probe gives e' J e, whose mean is the trace, and
+    |e' J|^2, whose mean is the squared Frobenius norm.
 
     Attributes:
         probes: Independent probes whose mean is taken.
@@ -101,7 +182,7 @@ class Hutchinson(Divergence):
         >>> stretch = lambda t, x, context: x * torch.tensor([2.0, 3.0])
         >>> x = torch.ones(1, 2)
         >>> probe = Hutchinson().draw(x, 1, torch.Generator().manual_seed(0))
-        >>> Hutchinson()(stretch, torch.zeros(1), x, None, probe)[1]
+        >>> Hutchinson()(stretch, torch.zeros(1), x, None, probe).div
         tensor([5.])
     """
 
@@ -121,10 +202,108 @@ class Hutchinson(Divergence):
         return bits.to(x.dtype) * 2 - 1
 
     def __call__(
-        self, v: Velocity, t: Tensor, x: Tensor, context: Tensor | None, noise: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
+        self,
+        v: Velocity,
+        t: Tensor,
+        x: Tensor,
+        context: Tensor | None,
+        noise: Tensor | None,
+        *,
+        frobenius: bool = False,
+    ) -> Rates:
         assert noise is not None
-        value, pull_back, *_ = vjp(lambda z: v(t, z, context), x)
+        value, product = _linearize(v, t, x, context)
         probes = noise.movedim(t.dim(), 0)
-        products = vmap(lambda probe: pull_back(probe)[0])(probes)
-        return value, (products * probes).flatten(t.dim() + 1).sum(-1).mean(0)
+        single = self.probes == 1  # vmap over a single probe costs a tenth of the evaluation
+        products = product(probes[0])[None] if single else vmap(product)(probes)
+        size = x.shape[t.dim() :].numel()
+
+        def mean(terms: Tensor) -> Tensor:
+            return _wide(terms.reshape(self.probes, *t.shape, size)).sum(-1).mean(0)
+
+        squared = mean(products.square()) if frobenius else None
+        return Rates(value, mean(products * probes), squared)
+
+
+@dataclass(frozen=True)
+class Analytic(Divergence):
+    """Ask the field for its own closed form; the field must be an `AnalyticField`.
+
+    Raises:
+        DomainError: When called with another field, with a field that a manifold projects, or for
+            the Frobenius norm, which a closed form of the trace does not give.
+
+    Example:
+        >>> from cflow.field import TwoLayerField
+        >>> field, t, x = TwoLayerField(3), torch.rand(5), torch.randn(5, 3)
+        >>> closed, trace = Analytic()(field, t, x, None, None), Exact()(field, t, x, None, None)
+        >>> torch.allclose(closed.div, trace.div, atol=1e-5)
+        True
+    """
+
+    likelihood: ClassVar[Literal["exact", "estimate"]] = "exact"
+
+    def draw(self, x: Tensor, batch_dim: int, generator: Generator | None) -> Tensor | None:
+        return None
+
+    def __call__(
+        self,
+        v: Velocity,
+        t: Tensor,
+        x: Tensor,
+        context: Tensor | None,
+        noise: Tensor | None,
+        *,
+        frobenius: bool = False,
+    ) -> Rates:
+        if not isinstance(v, AnalyticField):
+            name = type(v).__name__ if isinstance(v, torch.nn.Module) else "a projected field"
+            raise DomainError(
+                f"Analytic: the field must be an AnalyticField in flat space, got {name}; use "
+                "Exact(), or give the field a method with_divergence"
+            )
+        if frobenius:
+            raise DomainError(
+                "Analytic: a closed form of the trace has no Frobenius norm, which a cost asks "
+                "for; use Exact() or Hutchinson(), or drop the cost"
+            )
+        return Rates(*v.with_divergence(t, x, context))
+
+
+def _linearize(
+    v: Velocity, t: Tensor, x: Tensor, context: Tensor | None
+) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """Return v at x, and the map from a direction e to e' J: reverse mode, one evaluation for all.
+
+    Where hooks on saved tensors are set, as under checkpointing, the reverse mode of torch.func
+    refuses to work, and the map is to J e by forward mode, slower. e' J e and the norm over all
+    unit directions are the same; |J e|^2 of a random e is another unbiased estimate of the norm.
+    """
+
+    def at(z: Tensor) -> Tensor:
+        return v(t, z, context)
+
+    if _has_hooks():
+        return at(x), lambda e: cast(Tensor, jvp(at, (x,), (e.expand_as(x),))[1])
+    value, pull_back, *_ = vjp(at, x)
+    return value, lambda e: pull_back(e.expand_as(value))[0]
+
+
+def _has_hooks() -> bool:
+    """Say whether hooks on saved tensors are set: torch has no question for it, only a refusal."""
+    if torch.compiler.is_compiling():
+        return False
+    try:
+        with torch.autograd.graph.disable_saved_tensors_hooks("asked by cflow"):
+            return False
+    except RuntimeError:
+        return True
+
+
+def _wide(x: Tensor) -> Tensor:
+    """Lift low precision to float32 before a sum: density arithmetic never runs below it."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _total(terms: list[Tensor]) -> Tensor:
+    return sum(terms[1:], terms[0])

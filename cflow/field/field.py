@@ -8,9 +8,9 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from cflow.typing import Points, Times
+from cflow.typing import Batch, Points, Times
 
-__all__ = ["Field", "FunctionField"]
+__all__ = ["AnalyticField", "Field", "FunctionField"]
 
 
 class Field(nn.Module, ABC):
@@ -31,6 +31,23 @@ class Field(nn.Module, ABC):
 
         Returns:
             The velocity, `(*batch, *event)`.
+        """
+
+
+class AnalyticField(Field):
+    """A field that knows its divergence in closed form, cheaper than a trace by differentiation.
+
+    Authors write `with_divergence` beside `forward`; both must give the same velocity.
+    """
+
+    @abstractmethod
+    def with_divergence(
+        self, t: Times, x: Points, context: Tensor | None = None
+    ) -> tuple[Points, Batch]:
+        """Return the velocity and its divergence; arguments as for `forward`.
+
+        Returns:
+            The velocity `(*batch, *event)` and sum_i dv_i/dx_i, `(*batch,)`.
         """
 
 

@@ -1,8 +1,10 @@
 """Recipes: functions that build a flow from a few numbers, and `load`, which rebuilds it."""
 
 from cflow.recipes.cnf import cnf
+from cflow.recipes.exact_cnf import exact_cnf
+from cflow.recipes.ffjord import ffjord
 from cflow.recipes.images import images
 from cflow.recipes.realnvp import realnvp
 from cflow.recipes.recipe import load, recipe
 
-__all__ = ["cnf", "images", "load", "realnvp", "recipe"]
+__all__ = ["cnf", "exact_cnf", "ffjord", "images", "load", "realnvp", "recipe"]

@@ -12,11 +12,10 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ParamSpec
 
-from cflow import archive
+from cflow import archive, ode
 from cflow.errors import CheckpointError, DomainError
-from cflow.field import Exact, Hutchinson, KineticEnergy
+from cflow.field import Analytic, CostSum, Exact, Hutchinson, JacobianNorm, KineticEnergy
 from cflow.flow import Flow
-from cflow.ode import RK4, Dopri5, Euler, Heun, Midpoint
 
 __all__ = ["load", "recipe"]
 
@@ -24,9 +23,25 @@ P = ParamSpec("P")
 
 RECIPES: dict[str, Callable[..., Flow]] = {}
 
+SOLVERS = (
+    ode.Euler,
+    ode.Midpoint,
+    ode.Heun,
+    ode.RK4,
+    ode.AdamsBashforth2,
+    ode.AdamsBashforth3,
+    ode.Dopri5,
+    ode.Tsit5,
+    ode.BogackiShampine,
+    ode.Reversible,
+    ode.PIController,
+)
+GRIDS = (ode.UniformGrid, ode.CosineGrid, ode.EDMGrid, ode.TimeGrid)
+ADJOINTS = (ode.Direct, ode.Checkpoint, ode.Backsolve)
+FIELDS = (Exact, Hutchinson, Analytic, KineticEnergy, JacobianNorm, CostSum)
+
 OPTIONS: dict[str, type] = {
-    option.__name__: option
-    for option in (Euler, Midpoint, Heun, RK4, Dopri5, Exact, Hutchinson, KineticEnergy)
+    option.__name__: option for option in (*SOLVERS, *GRIDS, *ADJOINTS, *FIELDS)
 }
 
 

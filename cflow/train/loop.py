@@ -8,7 +8,9 @@ import os
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
+from time import monotonic as now
 from typing import Any
 
 import torch
@@ -21,6 +23,7 @@ from cflow.train.batches import TrainingData, batches, check_data, size
 from cflow.train.checkpoint import read_checkpoint, write_checkpoint
 from cflow.train.monitor import Monitor
 from cflow.train.schedule import ConstantRate, Schedule
+from cflow.transport import ODE
 
 __all__ = ["TrainResult", "Trainer"]
 
@@ -34,7 +37,9 @@ class TrainResult:
 
     Attributes:
         step: Steps taken in all, resumed ones included.
-        history: Figures by step: `loss`, `rate`, `grad_norm`, and `validation` where it was taken.
+        history: Figures by step: `loss`, `rate`, `grad_norm`, and `validation` where it was taken;
+            where the loss solved an ODE also `nfe_forward` and `nfe_backward`, the mean number of
+            field evaluations for an example of that batch in the loss and in its gradient.
         best_step: Step of the best validation, or None without validation.
         best_value: Its value.
         stopped_early: Whether patience ran out.
@@ -73,6 +78,8 @@ class Trainer:
         log_every: Steps between reports.
         seed: Decides batches and the noise of the loss.
         workers: Processes that load a dataset.
+        time_limit: Seconds of `fit` after which training ends as if its steps were over: validated,
+            checkpointed, resumable. A resumed training has the whole time again.
         progress: Show a bar with loss, rate and time left, in a terminal.
 
     Raises:
@@ -102,6 +109,7 @@ class Trainer:
     log_every: int = 20
     seed: int = 0
     workers: int = 0
+    time_limit: float | None = None
     progress: bool = True
 
     def __post_init__(self) -> None:
@@ -116,6 +124,8 @@ class Trainer:
         )
         if self.clip is not None:
             expect_positive("Trainer", clip=self.clip)
+        if self.time_limit is not None:
+            expect_positive("Trainer", time_limit=self.time_limit)
         if self.ema is not None and not 0 <= self.ema < 1:
             raise DomainError(f"Trainer: ema must lie in [0, 1), got {self.ema}")
 
@@ -151,7 +161,7 @@ class Trainer:
         silent = None if self.progress else True  # None: silent where there is no terminal
         with tqdm(total=self.steps, initial=start, disable=silent, leave=False) as bar:
             for batch in source:
-                if run.step >= self.steps or run.stopped:
+                if run.over:
                     break
                 figures = run.advance(batch)
                 if validation is not None and run.due(self.validate_every):
@@ -187,6 +197,8 @@ class _Run:
             "examples": examples,
         }
         self.step = 0
+        self.deadline = math.inf if trainer.time_limit is None else now() + trainer.time_limit
+        self.late = False
         self.history: list[dict[str, float | int]] = []
         self.best: dict[str, Any] | None = None
         self.waited = 0
@@ -197,13 +209,18 @@ class _Run:
         return self.of.patience is not None and self.waited >= self.of.patience
 
     @property
+    def over(self) -> bool:
+        """Whether the steps are taken, the time is up, or patience has run out."""
+        return self.step >= self.of.steps or self.late or self.stopped
+
+    @property
     def trained(self) -> nn.Module:
         """The model whose weights count: the averaged one where there is one."""
         return self.of.model if self.average is None else self.average.module
 
     def due(self, every: int) -> bool:
         """Whether something that happens every so many steps, and at the end, is due."""
-        return self.step % every == 0 or self.step >= self.of.steps or self.stopped
+        return self.step % every == 0 or self.over
 
     def open(self, *, resume: bool) -> None:
         """Read the checkpoint, or write the first, which shows that the folder can be written."""
@@ -226,12 +243,15 @@ class _Run:
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
         trainer.model.train()
+        counts = [_evaluations(trainer.model)]
         loss = trainer.loss(
             trainer.model, *(b.to(self.device) for b in batch), generator=self.generator
         ).mean()
         self._expect_finite("the loss", loss)
+        counts.append(_evaluations(trainer.model))
         self.optimizer.zero_grad()
         loss.backward()
+        counts.append(_evaluations(trainer.model))
         clip = math.inf if trainer.clip is None else trainer.clip
         norm = nn.utils.clip_grad_norm_(self.parameters, clip)
         self._expect_finite("the gradient's norm", norm)
@@ -239,8 +259,12 @@ class _Run:
         if self.average is not None:
             self.average.update_parameters(trainer.model)
         self.step += 1
+        self.late = now() >= self.deadline  # asked once a step, so that all parts of it agree
         rate = self.optimizer.param_groups[0]["lr"]
         figures = {"loss": loss.item(), "rate": rate, "grad_norm": norm.item()}
+        if counts[1] > counts[0]:
+            forward, backward = ((b - a) / len(batch[0]) for a, b in pairwise(counts))
+            figures |= {"nfe_forward": forward, "nfe_backward": backward}
         if self.due(trainer.log_every):
             self._report(figures)
         return figures
@@ -337,6 +361,11 @@ class _Run:
             f"Trainer.fit: {what} is {value.item()} at step {self.step}; {kept}. Lower the "
             "learning rate, set clip, or look at the batch of that step"
         )
+
+
+def _evaluations(model: nn.Module) -> int:
+    """Return how often fields were evaluated in solves so far, once for each example."""
+    return sum(part.evaluations for part in model.modules() if isinstance(part, ODE))
 
 
 def _in_order(data: TrainingData, batch: int) -> Iterator[tuple[Tensor, ...]]:

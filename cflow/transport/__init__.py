@@ -4,7 +4,13 @@ from cflow.transport.coupling_layer import CouplingLayer
 from cflow.transport.dequantize import Dequantize
 from cflow.transport.elementwise import Affine, Logit
 from cflow.transport.linear import Permutation, Reshape
-from cflow.transport.norm import ActNorm, DataDependent, Standardize, initialize
+from cflow.transport.norm import (
+    ActNorm,
+    DataDependent,
+    MovingBatchNorm,
+    Standardize,
+    initialize,
+)
 from cflow.transport.ode import ODE, with_solver
 from cflow.transport.transport import (
     Chain,
@@ -29,6 +35,7 @@ __all__ = [
     "Layer",
     "Likelihood",
     "Logit",
+    "MovingBatchNorm",
     "Permutation",
     "Reshape",
     "Standardize",

@@ -2,7 +2,8 @@
 
 `initialize(transport, x)` walks a transport from the data side to the base side and lets each
 such layer see the batch that reaches it. Nothing initialises itself on the way through `log_prob`
-or `sample`, and a layer that has been set, or loaded, is never set again.
+or `sample`, and a layer that has been set, or loaded, is never set again. One of them keeps moving
+all the same: `MovingBatchNorm` follows the batches that training pulls through it.
 """
 
 from abc import abstractmethod
@@ -11,11 +12,11 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Generator, Tensor, nn
 
-from cflow.errors import DomainError, expect_finite, expect_trailing
+from cflow.errors import DomainError, expect_finite, expect_positive, expect_trailing
 from cflow.state import State
 from cflow.transport.transport import Chain, Layer, Transport
 
-__all__ = ["ActNorm", "DataDependent", "Standardize", "initialize"]
+__all__ = ["ActNorm", "DataDependent", "MovingBatchNorm", "Standardize", "initialize"]
 
 
 class DataDependent(Layer):
@@ -136,6 +137,85 @@ class Standardize(DataDependent):
         self, y: Tensor, context: Tensor | None, *, tracked: bool
     ) -> tuple[Tensor, Tensor | None]:
         return (y - self.mean) / self.scale, -self.scale.log().sum() if tracked else None
+
+
+class MovingBatchNorm(DataDependent):
+    """Normalise by moving statistics, then scale and shift by learned parameters.
+
+        pull: x = (y - mean) / sqrt(var + eps) exp(log_scale) + shift,    push: its inverse
+
+    The statistics are those of earlier batches and constants to autograd, so the map is exactly
+    invertible, both log-determinants are exact, and no sample sees its batch mates. A pull in
+    training mode moves them afterwards, by `momentum` towards the mean and variance of its batch:
+    the one layer whose `_pull` is not pure. Evaluation mode never moves them; use it under
+    `torch.func` and for anything that must give the same value twice. Before `fit` it is the
+    identity, up to eps.
+
+    Args:
+        event_shape: Shape of one point; statistics for each entry.
+        momentum: Share of the newest batch in the statistics, in (0, 1].
+        eps: Added to the variance, in units of the data squared.
+
+    Raises:
+        DomainError: Momentum or eps is out of range.
+
+    References:
+        Grathwohl et al. (2019), FFJORD, arXiv 1810.01367, appendix B.1; Dinh et al. (2017),
+        arXiv 1605.08803, section 3.7.
+
+    Example:
+        >>> layer = MovingBatchNorm((1,), momentum=0.5)
+        >>> y = torch.tensor([[3.0], [5.0]])
+        >>> before, after = layer.pull(State(y)).x, layer.eval().pull(State(y)).x
+        >>> before.round(decimals=2).tolist(), layer.mean.item(), layer.var.item()
+        ([[3.0], [5.0]], 2.0, 1.5)
+    """
+
+    def __init__(
+        self, event_shape: Sequence[int], *, momentum: float = 0.1, eps: float = 1e-5
+    ) -> None:
+        super().__init__(event_shape)
+        expect_positive("MovingBatchNorm", momentum=momentum, eps=eps)
+        if momentum > 1:
+            raise DomainError(f"MovingBatchNorm: momentum must lie in (0, 1], got {momentum}")
+        self.momentum, self.eps = momentum, eps
+        self.log_scale = nn.Parameter(torch.zeros(self.event_shape))
+        self.shift = nn.Parameter(torch.zeros(self.event_shape))
+        self.mean: Tensor
+        self.var: Tensor
+        self.register_buffer("mean", torch.zeros(self.event_shape))
+        self.register_buffer("var", torch.ones(self.event_shape))
+
+    def _set(self, mean: Tensor, scale: Tensor) -> None:
+        self.mean.copy_(mean)
+        self.var.copy_(scale.square())
+
+    def _push(
+        self, x: Tensor, context: Tensor | None, *, tracked: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        log_factor = self._log_factor()
+        y = (x - self.shift) * log_factor.exp() + self.mean
+        return y, log_factor.sum() if tracked else None
+
+    def _pull(
+        self, y: Tensor, context: Tensor | None, *, tracked: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        log_factor = self._log_factor()
+        x = (y - self.mean) * (-log_factor).exp() + self.shift
+        if self.training:
+            self._follow(y.detach())
+        return x, -log_factor.sum() if tracked else None
+
+    def _log_factor(self) -> Tensor:
+        """Return log dy/dx for each entry."""
+        return 0.5 * (self.var + self.eps).log() - self.log_scale
+
+    @torch.no_grad()
+    def _follow(self, y: Tensor) -> None:
+        rows = y.reshape(-1, *self.event_shape).to(self.mean.dtype)
+        if len(rows) > 1:  # a single point has no variance
+            self.mean.lerp_(rows.mean(0), self.momentum)
+            self.var.lerp_(rows.var(0), self.momentum)
 
 
 def initialize(

@@ -1,22 +1,24 @@
 """A transport in N solver steps: the flow of a velocity field, in flat space or on a manifold.
 
-    dx/dt = v(t, x),    d ladj/dt = div v(t, x),    d cost/|dt| = cost(t, x, v)
+    dx/dt = v(t, x),    d ladj/dt = div v(t, x),    d cost/|dt| = cost(t, x, v, dv/dx)
 
 Push runs t from 0 to 1, pull from 1 to 0; the same equations give the log-determinant of either
 direction. On a manifold the field is evaluated at the projected point and projected to the tangent
 space; for an embedded manifold with the induced metric the ambient trace of that field is the
 Riemannian divergence, so the same lines hold there.
 Source: Chen et al. (2018), Neural ordinary differential equations, arXiv 1806.07366, theorem 1;
-Falorsi and Forre (2020), Neural ordinary differential equations on manifolds, arXiv 2006.06663.
+Falorsi and Forre (2020), Neural ordinary differential equations on manifolds, arXiv 2006.06663;
+Ghosh et al. (2020), STEER: simple temporal regularization for neural ODEs, arXiv 2006.10711.
 """
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Generator, Tensor
 
 from cflow.errors import DomainError, ShapeError, expect_floating, expect_unit_times
-from cflow.field import Cost, Divergence, Exact, Field
+from cflow.field import Analytic, AnalyticField, Cost, Divergence, Exact, Field
 from cflow.manifold import Euclidean, Manifold, Projector
 from cflow.ode import Adjoint, Direct, Dopri5, Solution, Solver
 from cflow.state import State
@@ -34,12 +36,25 @@ class ODE(Transport):
         solver: How the equation is integrated.
         manifold: Where the points live; its `ndim` says how many axes make up one point, so
             images of shape (channels, height, width) take `Euclidean(3)`.
-        divergence: How the log-determinant is computed, when it is tracked.
+        divergence: How the log-determinant is computed, when it is tracked; by default `Analytic()`
+            for an `AnalyticField` in flat space, else `Exact()`.
         adjoint: How gradients pass through the solve.
-        cost: A regulariser, integrated into `State.cost` when the state is tracked.
+        cost: A regulariser. In training mode it is integrated into `State.cost` beside a tracked
+            state; in evaluation mode nobody computes it, so a validation loss is free of it.
+        steer: Half width b of the end time, 0 <= b < 1. In training mode a tracked pull ends, for
+            each sample, at a time drawn from U(-b, b) instead of 0, which keeps the field smooth at
+            the base; the field then sees times outside [0, 1] by at most b. Evaluation ends at 0.
+
+    Attributes:
+        evaluations: Samples that the field has been evaluated for by solves, in all, backward
+            passes included; not counted in compiled graphs.
+
+    Raises:
+        DomainError: `steer` lies outside [0, 1).
 
     References:
-        Chen et al. (2018), arXiv 1806.07366; Grathwohl et al. (2019), arXiv 1810.01367.
+        Chen et al. (2018), arXiv 1806.07366; Grathwohl et al. (2019), arXiv 1810.01367; Ghosh et
+        al. (2020), arXiv 2006.10711.
 
     Example:
         >>> from cflow.field import FunctionField
@@ -58,14 +73,19 @@ class ODE(Transport):
         divergence: Divergence | None = None,
         adjoint: Adjoint | None = None,
         cost: Cost | None = None,
+        steer: float = 0.0,
     ) -> None:
         super().__init__()
+        if not 0 <= steer < 1:
+            raise DomainError(f"ODE: steer must lie in [0, 1), the time of a push, got {steer}")
         self.field = field
         self.solver = Dopri5() if solver is None else solver
         self.manifold = Euclidean() if manifold is None else manifold
-        self.divergence = Exact() if divergence is None else divergence
+        self.divergence = self._known_divergence() if divergence is None else divergence
         self.adjoint = Direct() if adjoint is None else adjoint
         self.cost = cost
+        self.steer = steer
+        self.evaluations = 0
 
     def push(
         self,
@@ -138,10 +158,13 @@ class ODE(Transport):
         self._check_divergence()
         noise = self.divergence.draw(state.x, len(batch), generator)
         cost = state.cost
-        if self.cost is not None:
-            cost = torch.zeros_like(state.ladj) if cost is None else cost
-        y0 = (state.x, state.ladj) if self.cost is None else (state.x, state.ladj, cost)
-        solution = self._solve(y0, context, batch, t0, t1, noise)
+        y0 = (state.x, state.ladj)
+        if self.cost is not None and self.training:
+            y0 = (*y0, torch.zeros_like(state.ladj) if cost is None else cost)
+        end: float | Tensor = t1
+        if self.steer and self.training and method == "pull":
+            end = self._jitter(cast(Tensor, _flatten(state.ladj, batch)), generator)
+        solution = self._solve(y0, context, batch, t0, end, noise)
         x, ladj, *rest = (_unflatten(leaf, batch) for leaf in solution.y)
         nfe = state.nfe + _unflatten(solution.nfe, batch)
         return State(x, ladj, rest[0] if rest else cost, nfe)
@@ -152,25 +175,30 @@ class ODE(Transport):
         context: Tensor | None,
         batch: Shape,
         t0: float,
-        t1: float,
+        t1: float | Tensor,
         noise: Tensor | None,
         *,
         save_at: Sequence[float] | None = None,
     ) -> Solution:
-        direction = 1.0 if t1 >= t0 else -1.0
+        direction = -1.0 if isinstance(t1, Tensor) or t1 < t0 else 1.0  # tensors: a steered pull
+        velocity = self.field if isinstance(self.manifold, Euclidean) else self.velocity
 
         def f(
             t: Tensor, y: tuple[Tensor, ...], context: Tensor | None, noise: Tensor | None
         ) -> tuple[Tensor, ...]:
             x = y[0]
             t = t.to(x.dtype)
+            if not torch.compiler.is_compiling():
+                self.evaluations += x.shape[0]
             if len(y) == 1:
-                return (self.velocity(t, x, context),)
-            v, div = self.divergence(self.velocity, t, x, context, noise)
-            if self.cost is None:
-                return v, div.to(y[1].dtype)
-            rate = direction * self.cost(t, x, v)
-            return v, div.to(y[1].dtype), rate.to(y[2].dtype)
+                return (velocity(t, x, context),)
+            cost = self.cost if len(y) == 3 else None
+            frobenius = cost is not None and cost.frobenius
+            rates = self.divergence(velocity, t, x, context, noise, frobenius=frobenius)
+            if cost is None:
+                return rates.v, rates.div.to(y[1].dtype)
+            rate = direction * cost(t, x, rates)
+            return rates.v, rates.div.to(y[1].dtype), rate.to(y[2].dtype)
 
         def project(y: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             return (self.manifold.projx(y[0]), *y[1:])
@@ -202,6 +230,15 @@ class ODE(Transport):
             )
         return batch
 
+    def _known_divergence(self) -> Divergence:
+        closed = isinstance(self.field, AnalyticField) and isinstance(self.manifold, Euclidean)
+        return Analytic() if closed else Exact()
+
+    def _jitter(self, like: Tensor, generator: Generator | None) -> Tensor:
+        """Draw the end time of each sample, `(batch,)`."""
+        uniform = torch.rand(like.shape, dtype=like.dtype, device=like.device, generator=generator)
+        return self.steer * (2 * uniform - 1)
+
     def _check_divergence(self) -> None:
         manifold = self.manifold
         if not (isinstance(manifold, Manifold) and manifold.induced_metric):
@@ -211,8 +248,20 @@ class ODE(Transport):
             )
 
 
-def with_solver(transport: Transport, solver: Solver) -> Transport:
-    """Return the transport with every ODE in it solved by `solver`; all modules are shared.
+def with_solver(
+    transport: Transport,
+    solver: Solver | None = None,
+    *,
+    divergence: Divergence | None = None,
+    adjoint: Adjoint | None = None,
+) -> Transport:
+    """Return the transport with every ODE in it solved in another way; all modules are shared.
+
+    Args:
+        transport: The transport.
+        solver: How the ODEs are integrated; None, here and below, keeps what each has.
+        divergence: How their log-determinants are computed.
+        adjoint: How gradients pass through their solves.
 
     Example:
         >>> from cflow.field import MLPField
@@ -220,20 +269,27 @@ def with_solver(transport: Transport, solver: Solver) -> Transport:
         >>> with_solver(ODE(MLPField(2)), Euler(4)).solver
         Euler(steps=4)
     """
+    again: Transport
     if isinstance(transport, ODE):
-        return ODE(
+        again = ODE(
             transport.field,
-            solver,
+            transport.solver if solver is None else solver,
             manifold=transport.manifold,
-            divergence=transport.divergence,
-            adjoint=transport.adjoint,
+            divergence=transport.divergence if divergence is None else divergence,
+            adjoint=transport.adjoint if adjoint is None else adjoint,
             cost=transport.cost,
+            steer=transport.steer,
         )
-    if isinstance(transport, Chain):
-        return Chain(*(with_solver(part, solver) for part in transport))
-    if isinstance(transport, Inverse):
-        return Inverse(with_solver(transport.transport, solver))
-    return transport
+    elif isinstance(transport, Chain):
+        parts = (with_solver(p, solver, divergence=divergence, adjoint=adjoint) for p in transport)
+        again = Chain(*parts)
+    elif isinstance(transport, Inverse):
+        inner = transport.transport
+        again = Inverse(with_solver(inner, solver, divergence=divergence, adjoint=adjoint))
+    else:
+        return transport
+    again.training = transport.training  # not again.train(), which would reach shared modules
+    return again
 
 
 def _flatten(leaf: Tensor | None, batch: Shape) -> Tensor | None:

@@ -10,7 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from cflow import recipes
-from cflow.field import Exact, Field, KineticEnergy, MLPField
+from cflow.field import (
+    CostSum,
+    Exact,
+    Field,
+    GatedField,
+    JacobianNorm,
+    KineticEnergy,
+    MLPField,
+    TwoLayerField,
+)
 from cflow.manifold import Euclidean
 from cflow.nets import MLP
 from cflow.ode import RK4, Dopri5, Euler, Heun, Midpoint
@@ -22,6 +31,7 @@ from cflow.transport import (
     CouplingLayer,
     Inverse,
     Logit,
+    MovingBatchNorm,
     Permutation,
     Reshape,
     Standardize,
@@ -86,6 +96,24 @@ def standardize() -> Standardize:
     return layer
 
 
+def moving() -> Transport:
+    """In evaluation mode: in training mode every pull moves the statistics on."""
+    layer = MovingBatchNorm((3,))
+    layer.fit(3 + 2 * torch.randn(50, 3))
+    return layer.eval()
+
+
+def two_layer(context: int = 0) -> TwoLayerField:
+    return TwoLayerField(3, context, hidden_features=(12, 16), frequencies=2)
+
+
+def ffjord() -> Transport:
+    flow = recipes.ffjord(
+        3, 2, blocks=2, hidden_features=(12,), solver=RK4(12), divergence=Exact(), steer=0.1
+    )
+    return flow.transport.eval()
+
+
 TIGHT = Dopri5(rtol=1e-10, atol=1e-10)
 
 
@@ -109,6 +137,7 @@ TRANSPORTS = [
     TransportCase("actnorm", lambda: ActNorm((3,))),
     TransportCase("actnorm, image", lambda: ActNorm((2, 3)), event=(2, 3)),
     TransportCase("standardize", standardize),
+    TransportCase("moving batch norm", moving),
     TransportCase("permutation", lambda: Permutation([2, 0, 1])),
     TransportCase("reshape", lambda: Reshape((4,), (2, 2)), event=(4,)),
     TransportCase("affine", lambda: Affine(torch.tensor([2.0, -0.5, 1.0]), 0.3)),
@@ -145,6 +174,32 @@ TRANSPORTS = [
         jacobian=1e-5,
     ),
     TransportCase(
+        "ode, jacobian norm",
+        lambda: ODE(small(), RK4(12), cost=CostSum((KineticEnergy(), JacobianNorm(0.1)))),
+        round_trip=1e-6,
+        jacobian=1e-6,
+    ),
+    TransportCase(
+        "ode, analytic, context",
+        lambda: ODE(two_layer(2), RK4(12)),
+        context=(2,),
+        round_trip=1e-5,
+        jacobian=1e-5,
+    ),
+    TransportCase(
+        "ode, two layers, exact",
+        lambda: ODE(two_layer(), RK4(12), divergence=Exact()),
+        round_trip=1e-5,
+        jacobian=1e-5,
+    ),
+    TransportCase(
+        "ode, gated, context",
+        lambda: ODE(GatedField(3, 2, hidden_features=(12, 12)), RK4(12)),
+        context=(2,),
+        round_trip=1e-5,
+        jacobian=1e-5,
+    ),
+    TransportCase(
         "ode, dopri5", lambda: ODE(small(), TIGHT), round_trip=1e-8, jacobian=1e-9, traceable=False
     ),
     TransportCase(
@@ -172,6 +227,18 @@ TRANSPORTS = [
     TransportCase(
         "recipe cnf",
         lambda: recipes.cnf(3, 2, hidden_features=(16,), solver=RK4(24)).transport,
+        context=(2,),
+        round_trip=1e-5,
+        jacobian=1e-5,
+    ),
+    TransportCase("recipe ffjord", ffjord, context=(2,), round_trip=1e-4, jacobian=1e-4),
+    TransportCase(
+        "recipe exact_cnf",
+        lambda: (
+            recipes.exact_cnf(
+                3, 2, hidden_features=(12, 12), frequencies=2, blocks=2, solver=RK4(24)
+            ).transport
+        ),
         context=(2,),
         round_trip=1e-5,
         jacobian=1e-5,

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from cflow import archive, nll, recipes
 from cflow.errors import CheckpointError, DomainError, ShapeError, TrainingError
+from cflow.ode import RK4
 from cflow.train import (
     ConstantRate,
     CosineDecay,
@@ -307,3 +308,34 @@ def test_wandb_can_be_disabled(tmp_path: Path, monkeypatch) -> None:
         assert small(monitor=monitor, log_every=5).fit(target()).step == 20
         monitor.finish()
     assert not list(tmp_path.glob("wandb/offline-run-*"))
+
+
+def test_field_evaluations_are_reported_where_the_loss_solves_an_ode() -> None:
+    flow = recipes.exact_cnf(2, hidden_features=(8, 8), solver=RK4(3), blocks=2)
+    trainer = Trainer(flow, nll, steps=2, batch=50, log_every=1, progress=False)
+    history = trainer.fit(target(100), target(100)).history
+    steps = [figures for figures in history if "loss" in figures]
+    assert [(figures["nfe_forward"], figures["nfe_backward"]) for figures in steps] == [(24, 0)] * 2
+    assert all("nfe_forward" not in figures for figures in small(steps=2).fit(target()).history)
+    regression = Trainer(flow, lambda f, x, generator: f.base.log_prob(x) + sum(
+        p.sum() for p in f.parameters()
+    ), steps=1, batch=50, progress=False)  # fmt: skip
+    assert all("nfe_forward" not in figures for figures in regression.fit(target()).history)
+
+
+def test_a_training_whose_time_is_up_ends_as_if_its_steps_were_over(
+    tmp_path: Path, monkeypatch
+) -> None:
+    """The clock is told, not awaited: each look at it finds a second gone."""
+    ticks = iter(range(1000))
+    monkeypatch.setattr("cflow.train.loop.now", lambda: float(next(ticks)))
+    options = {"folder": tmp_path, "time_limit": 5.0, "checkpoint_every": 100, "steps": 12}
+    result = small(**options).fit(target(), target())
+    assert result.step == 5
+    assert not result.stopped_early
+    assert [f["step"] for f in result.history if "validation" in f] == [5]
+    assert checkpoint_step(tmp_path) == 5
+    assert small(**options).fit(target(), target()).step == 10  # the whole time again
+    assert small(**options).fit(target(), target()).step == 12
+    with pytest.raises(DomainError, match="time_limit must be positive"):
+        small(time_limit=0.0)
