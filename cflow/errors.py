@@ -12,6 +12,7 @@ from torch import Tensor
 __all__ = [
     "CflowError",
     "CheckpointError",
+    "DataError",
     "DomainError",
     "MissingExtraError",
     "ShapeError",
@@ -47,6 +48,10 @@ class TrainingError(CflowError, RuntimeError):
 
 class CheckpointError(CflowError, RuntimeError):
     """A file of weights or a checkpoint cannot be written, read, or used for this model."""
+
+
+class DataError(CflowError, RuntimeError):
+    """A file of data is damaged, or cannot be fetched."""
 
 
 class MissingExtraError(CflowError, RuntimeError):

@@ -37,3 +37,43 @@ def test_digits_peers(tmp_path: Path) -> None:
     report = main(Settings(out=tmp_path, smoke=True))
     assert {name.split()[0] for name in report} == {"cflow", "zuko"}
     assert all(0 < entry["bits_per_dim"] < 5 for entry in report.values())
+
+
+def test_ode_benchmark(tmp_path: Path, capsys) -> None:
+    from experiments.benchmarks.ode.__main__ import FIGURES, Settings, main
+
+    threads = torch.get_num_threads()
+    try:
+        report = main(Settings(out=tmp_path, smoke=True))
+    finally:
+        torch.set_num_threads(threads)
+    assert report["figures"].keys() == FIGURES.keys()
+    rows = [row for rows in report["figures"].values() for row in rows]
+    exact = ("bitwise equal", "a row turns to NaN", "against the scheme", "is reported")
+    for row in rows:  # times mean nothing here, but these hold at any size
+        if any(words in row["what"] for words in exact):
+            assert row["reached"], row
+    assert json.loads((tmp_path / "report.json").read_text())["machine"]["versions"]["torchode"]
+    assert "figures are not as wanted" in capsys.readouterr().out
+
+
+def test_tabular(tmp_path: Path, capsys) -> None:
+    from cflow.data import find, tables
+    from experiments.tabular import Settings, main
+
+    if find(tables.TABLES["red"].file) is None:
+        pytest.skip("red wine is not on disk; name a folder that holds it in CFLOW_DATA")
+    settings = Settings(out=tmp_path, smoke=True)
+    report = main(settings)
+    results = report["results"]["red"]
+    peers, ours = {"gaussian", "mixture", "zuko_cnf", "zuko_cnf_loose"}, {"ffjord", "exact_cnf"}
+    assert results.keys() == peers | ours | {"realnvp"}
+    assert all(-30 < entry["log_prob"]["mean"] < 0 for entry in results.values())
+    sizes = [results[name]["parameters"] for name in ("ffjord", "exact_cnf", "zuko_cnf")]
+    assert max(sizes) < 1.05 * min(sizes)
+    assert list((tmp_path / "wandb").glob("offline-run-*"))
+    assert "lead over zuko_cnf" in capsys.readouterr().out
+
+    again = main(settings)  # nothing is left to do
+    assert again["jobs"] == json.loads(json.dumps(report["jobs"]))
+    assert "validation" not in capsys.readouterr().out

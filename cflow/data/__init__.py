@@ -1,5 +1,7 @@
-"""Data sets, loaded from what is installed or lies on disk."""
+"""Data sets: bundled with a library, found on disk, or fetched once from their original address."""
 
+from cflow.data import tables
 from cflow.data.digits import Split, digits
+from cflow.data.fetch import RemoteFile, fetch, find
 
-__all__ = ["Split", "digits"]
+__all__ = ["RemoteFile", "Split", "digits", "fetch", "find", "tables"]

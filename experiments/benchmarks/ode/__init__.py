@@ -1,0 +1,1 @@
+"""The ODE engine beside its peers: overhead, adaptivity, independence, gradients, likelihoods."""
