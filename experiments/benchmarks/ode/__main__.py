@@ -1,6 +1,6 @@
 """The ODE engine beside torchode, torchdiffeq, flow_matching and zuko, in one run.
 
-    python -m experiments.benchmarks.ode                      # about ten minutes on two cores
+    python -m experiments.benchmarks.ode                      # half an hour or more on two cores
     python -m experiments.benchmarks.ode --only easy stiff    # some figures
     python -m experiments.benchmarks.ode --smoke              # every path, figures meaningless
 
