@@ -145,11 +145,11 @@ class Curve:
                 return [k - 1, k]
         return []
 
-    def at(self, level: float) -> list[float]:
+    def at(self, level: float, rounds: int) -> list[float]:
         """Return the seconds of each round at an error, log-log between its neighbours."""
         found = self.near(level)
         if not found:
-            return [math.inf] * max(len(s) for s in self.seconds)
+            return [math.inf] * rounds
         if len(found) == 1:
             return self.seconds[found[0]]
         a, b = (math.log(self.errors[k]) for k in found)
@@ -186,6 +186,7 @@ def compare(settings: Settings, problem: Problem) -> list[Row]:
         "Dopri5": lambda tol: problem.ours(Dopri5(tol, tol), Direct()),
         "Tsit5": lambda tol: problem.ours(Tsit5(tol, tol), Direct()),
     }
+    main = len(methods)  # the others are slow and timed around zuko's error only
     if problem.divergence.likelihood == "estimate":
         methods |= {
             "Dopri5, Checkpoint": lambda tol: problem.ours(Dopri5(tol, tol), Checkpoint()),
@@ -193,18 +194,24 @@ def compare(settings: Settings, problem: Problem) -> list[Row]:
         }
     steps = {who: [method(tol) for tol in scan] for who, method in methods.items()}
     errors = {who: [_apart(run(), truth) for run in runs] for who, runs in steps.items()}
-    runs = {f"{who} {k}": run for who, found in steps.items() for k, run in enumerate(found)}
-    seconds = interleave(runs, settings.rounds(0.25), warm_up=0)
+    level = errors["zuko"][scan.index(LEVEL)]
+    runs = {
+        f"{who} {k}": run
+        for who, found in steps.items()
+        for k, run in enumerate(found)
+        if who in list(methods)[:main] or k in Curve(errors[who], []).near(level)
+    }
+    seconds = interleave(runs, settings.rounds(0.2), warm_up=0)
     curves = {
-        who: Curve(errors[who], [seconds[f"{who} {k}"] for k in range(len(scan))])
+        who: Curve(errors[who], [seconds.get(f"{who} {k}", []) for k in range(len(scan))])
         for who in methods
     }
-    level = errors["zuko"][scan.index(LEVEL)]
     peer = curves.pop("zuko")
     detail = tuple(_line(who, scan, curve) for who, curve in (("zuko", peer), *curves.items()))
     rows = []
     for who, curve in curves.items():
-        own, other = curve.at(level), peer.seconds[scan.index(LEVEL)]
+        other = peer.seconds[scan.index(LEVEL)]
+        own = curve.at(level, len(other))
         faster, spread = ratio(other, own)
         what = f"training step, {problem.name}, batch {len(problem.x)}, error {level:.0e}: {who}"
         peers = {"zuko": statistics.median(other)}
@@ -217,7 +224,10 @@ def compare(settings: Settings, problem: Problem) -> list[Row]:
 
 def _line(who: str, scan: tuple[float, ...], curve: Curve) -> str:
     points = zip(scan, curve.errors, curve.seconds, strict=True)
-    parts = [f"{tol:.0e}: {e:.1e} in {statistics.median(s) * 1e3:.0f} ms" for tol, e, s in points]
+    parts = [
+        f"{tol:.0e}: {e:.1e}" + (f" in {statistics.median(s) * 1e3:.0f} ms" if s else "")
+        for tol, e, s in points
+    ]
     return f"{who:20s} " + "; ".join(parts)
 
 
