@@ -61,7 +61,9 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Return `(*batch, outputs)` for x `(*batch, features)` and context `(*batch, context)`."""
-        h = x
+        dtype = self.last.weight.dtype  # a net of low precision takes points of any
+        h = x.to(dtype)
+        context = None if context is None else context.to(dtype)
         for layer in self.hidden:
             new = self.dropout(nn.functional.silu(layer(_join(h, context))))
             h = h + new if self.residual and h.shape == new.shape else new

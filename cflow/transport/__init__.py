@@ -20,11 +20,12 @@ from cflow.transport.transport import (
     Stochastic,
     Transport,
 )
-from cflow.transport.univariate import AffineMap, UnivariateMap
+from cflow.transport.univariate import AdditiveMap, AffineMap, UnivariateMap
 
 __all__ = [
     "ODE",
     "ActNorm",
+    "AdditiveMap",
     "Affine",
     "AffineMap",
     "Chain",

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cflow.errors import DomainError, ShapeError
 from cflow.transport.transport import Layer
-from cflow.transport.univariate import AffineMap, UnivariateMap
+from cflow.transport.univariate import AffineMap, UnivariateMap, in_full_precision
 
 __all__ = ["CouplingLayer"]
 
@@ -85,5 +85,5 @@ class CouplingLayer(Layer):
         frozen, moving = x[..., self.frozen], x[..., self.moves]
         theta = self.conditioner(frozen, context)
         theta = theta.unflatten(-1, (len(self.moves), self.univariate.parameters))
-        moving, slopes = move(moving, theta)
+        moving, slopes = in_full_precision(move, moving, theta)
         return torch.cat([frozen, moving], dim=-1)[..., self.order], slopes

@@ -1,9 +1,12 @@
 """Invertible maps of one number, steered by parameters that a conditioner computes.
 
-A coupling or autoregressive layer applies one of them to every number that it moves.
+A coupling or autoregressive layer applies one of them to every number that it moves. Maps whose
+inverse has no closed form have it in `push`; a layer that should be fast for densities stands in an
+`Inverse`.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +14,7 @@ from torch import Tensor
 
 from cflow.errors import expect_positive
 
-__all__ = ["AffineMap", "UnivariateMap"]
+__all__ = ["AdditiveMap", "AffineMap", "UnivariateMap", "in_full_precision"]
 
 
 class UnivariateMap(ABC):
@@ -71,3 +74,35 @@ class AffineMap(UnivariateMap):
     def _split(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         raw, shift = theta[..., 0], theta[..., 1]
         return self.bound * torch.tanh(raw / self.bound), shift
+
+
+@dataclass(frozen=True)
+class AdditiveMap(UnivariateMap):
+    """Shift only, y = x + b; the log-slope is zero and volumes are kept.
+
+    References:
+        Dinh et al. (2015), NICE, arXiv 1410.8516, section 3.2.
+
+    Example:
+        >>> AdditiveMap().push(torch.ones(1), torch.tensor([[2.0]]))
+        (tensor([3.]), tensor([0.]))
+    """
+
+    @property
+    def parameters(self) -> int:
+        return 1
+
+    def push(self, x: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
+        return x + theta[..., 0], torch.zeros_like(x)
+
+    def pull(self, y: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
+        return y - theta[..., 0], torch.zeros_like(y)
+
+
+def in_full_precision(
+    move: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], x: Tensor, theta: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Apply a map in float32 at least, whatever the conditioner's precision; x keeps its dtype."""
+    wide = torch.promote_types(torch.promote_types(x.dtype, theta.dtype), torch.float32)
+    y, slopes = move(x.to(wide), theta.to(wide))
+    return y.to(x.dtype), slopes

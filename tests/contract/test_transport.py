@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 import torch._dynamo.testing
-from cases import TRANSPORTS, TransportCase
+from case import TransportCase
+from cases import TRANSPORTS
 from torch import Tensor
 
 from cflow import Flow, State, tracked
@@ -25,6 +26,12 @@ with_parameters = pytest.mark.parametrize(
 )
 traceable = pytest.mark.parametrize(
     "case", [case for case in TRANSPORTS if case.traceable], ids=lambda case: case.name
+)
+
+compiled = pytest.mark.parametrize(
+    "case",
+    [case for case in TRANSPORTS if case.traceable and case.compiled],
+    ids=lambda case: case.name,
 )
 
 
@@ -213,7 +220,7 @@ def shortened(transport: Transport) -> Transport:
 
 
 @pytest.mark.unchecked
-@traceable
+@compiled
 def test_compiles_as_one_graph(case: TransportCase) -> None:
     torch.compiler.reset()
     flow = Flow(Gaussian(case.event), shortened(case.make()), context_shape=case.context)
@@ -229,7 +236,7 @@ def test_compiles_as_one_graph(case: TransportCase) -> None:
 
 
 @pytest.mark.unchecked
-@traceable
+@compiled
 def test_push_exports_for_any_batch_size(case: TransportCase) -> None:
     from cflow.export import Sampler
 
