@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cflow.field import Field
 from cflow.ode import Dopri5, Solution, Tsit5
-from experiments.benchmarks.ode.measure import (
+from experiments.benchmarks.measure import (
     Row,
     Seconds,
     contest,
@@ -19,7 +19,7 @@ from experiments.benchmarks.ode.measure import (
 )
 from experiments.benchmarks.ode.peers import Torchode, torchdiffeq_dopri5
 from experiments.benchmarks.ode.problems import RATE, Mated, Perceptron, broadcasting, marked
-from experiments.benchmarks.ode.settings import Settings
+from experiments.benchmarks.settings import Settings
 
 TOLERANCE = 1e-5
 GAIN = 1.5  # of the weights: three steps of Dopri5 at this tolerance, in every solver

@@ -21,9 +21,9 @@ from cflow.ode import Adjoint, Backsolve, Checkpoint, Direct, Dopri5, Midpoint, 
 from cflow.state import State
 from cflow.testing import peak_bytes
 from cflow.transport import ODE
-from experiments.benchmarks.ode.measure import Row
+from experiments.benchmarks.measure import Row
 from experiments.benchmarks.ode.problems import Mated, Perceptron, marked
-from experiments.benchmarks.ode.settings import Settings
+from experiments.benchmarks.settings import Settings
 
 FEATURES, LAM = 4, 0.999
 

@@ -10,7 +10,7 @@ from cflow.field import Field
 from cflow.ode import Dopri5, Status, Tsit5
 from cflow.state import State, tracked
 from cflow.transport import ODE
-from experiments.benchmarks.ode.measure import Row
+from experiments.benchmarks.measure import Row
 from experiments.benchmarks.ode.peers import Torchode, torchdiffeq_dopri5
 from experiments.benchmarks.ode.problems import (
     RATE,
@@ -21,7 +21,7 @@ from experiments.benchmarks.ode.problems import (
     broadcasting,
     marked,
 )
-from experiments.benchmarks.ode.settings import Settings
+from experiments.benchmarks.settings import Settings
 
 TOLERANCE = 1e-5
 Solver = Dopri5 | Tsit5

@@ -13,9 +13,9 @@ from cflow.base import Gaussian
 from cflow.field import Analytic, Divergence, Exact, Field
 from cflow.ode import Dopri5, Midpoint, Solver, Tsit5
 from cflow.transport import ODE
-from experiments.benchmarks.ode.measure import Row, contest, interleave
+from experiments.benchmarks.measure import Row, contest, interleave
 from experiments.benchmarks.ode.problems import Perceptron, two_layer
-from experiments.benchmarks.ode.settings import Settings
+from experiments.benchmarks.settings import Settings
 
 TOLERANCE = 1e-5
 STEPS = 8  # of the midpoint rule

@@ -7,10 +7,10 @@ from torch import Tensor
 from cflow.ode import RK4, Dopri5, Euler
 from cflow.state import State
 from cflow.transport import ODE
-from experiments.benchmarks.ode.measure import Row, contest, counted, interleave
+from experiments.benchmarks.measure import Row, contest, counted, interleave
 from experiments.benchmarks.ode.peers import Torchode, torchdiffeq_dopri5, torchdiffeq_steps
 from experiments.benchmarks.ode.problems import Perceptron
-from experiments.benchmarks.ode.settings import Settings
+from experiments.benchmarks.settings import Settings
 
 
 @torch.no_grad()

@@ -24,9 +24,9 @@ from cflow.field import Analytic, Divergence, Exact, Field, Hutchinson, Rates
 from cflow.field.divergence import Velocity
 from cflow.ode import Adjoint, Checkpoint, Direct, Dopri5, Reversible, Solver, Tsit5
 from cflow.transport import ODE
-from experiments.benchmarks.ode.measure import Row, interleave, ratio
+from experiments.benchmarks.measure import Row, interleave, ratio
 from experiments.benchmarks.ode.problems import scale_weights, two_layer
-from experiments.benchmarks.ode.settings import Settings
+from experiments.benchmarks.settings import Settings
 
 FEATURES, WIDTH = 8, 256
 LEVEL = 1e-5  # zuko's tolerance, whose gradient error all are held to

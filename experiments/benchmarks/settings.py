@@ -11,7 +11,7 @@ T = TypeVar("T")
 class Settings:
     """Everything that can be set from the command line."""
 
-    out: Path = Path("runs/ode_benchmark")  # folder of the results
+    out: Path | None = None  # folder of the results; runs/<name>_benchmark where none is given
     only: tuple[str, ...] = ()  # names of the figures to measure; all where none is given
     repeats: int = 15  # rounds of the quick figures; the slow ones take a share of them
     threads: int = 2  # of torch
