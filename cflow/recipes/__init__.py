@@ -6,5 +6,15 @@ from cflow.recipes.ffjord import ffjord
 from cflow.recipes.images import images
 from cflow.recipes.realnvp import realnvp
 from cflow.recipes.recipe import load, recipe
+from cflow.recipes.tarflow import tarflow
 
-__all__ = ["cnf", "exact_cnf", "ffjord", "images", "load", "realnvp", "recipe"]
+__all__ = [
+    "cnf",
+    "exact_cnf",
+    "ffjord",
+    "images",
+    "load",
+    "realnvp",
+    "recipe",
+    "tarflow",
+]

@@ -1,17 +1,25 @@
 """Transports: layers (zero solver steps), the ODE (N steps), and how they combine."""
 
+from cflow.transport import masks
+from cflow.transport.channelwise import Channelwise, invertible_conv1x1
+from cflow.transport.conditioned import Conditioned
 from cflow.transport.coupling_layer import CouplingLayer
+from cflow.transport.data_dependent import DataDependent, initialize
 from cflow.transport.dequantize import Dequantize
 from cflow.transport.elementwise import Affine, Logit
+from cflow.transport.guidance import Guidance, GuidedTransport
+from cflow.transport.householder import HouseholderLinear, QRLinear, SVDLinear
+from cflow.transport.image_coupling import ImageCouplingLayer
 from cflow.transport.linear import Permutation, Reshape
-from cflow.transport.norm import (
-    ActNorm,
-    DataDependent,
-    MovingBatchNorm,
-    Standardize,
-    initialize,
-)
+from cflow.transport.matrix import LULinear, MatrixLayer
+from cflow.transport.multiscale import Split, multiscale
+from cflow.transport.noise import GaussianNoise, LabelDropout
+from cflow.transport.norm import ActNorm, MovingBatchNorm, Standardize
 from cflow.transport.ode import ODE, with_solver
+from cflow.transport.patches import Patches
+from cflow.transport.rotation import Rotation
+from cflow.transport.squeeze import Squeeze
+from cflow.transport.transformer import TransformerLayer
 from cflow.transport.transport import (
     Chain,
     Inverse,
@@ -29,20 +37,40 @@ __all__ = [
     "Affine",
     "AffineMap",
     "Chain",
+    "Channelwise",
+    "Conditioned",
     "CouplingLayer",
     "DataDependent",
     "Dequantize",
+    "GaussianNoise",
+    "Guidance",
+    "GuidedTransport",
+    "HouseholderLinear",
+    "ImageCouplingLayer",
     "Inverse",
+    "LULinear",
+    "LabelDropout",
     "Layer",
     "Likelihood",
     "Logit",
+    "MatrixLayer",
     "MovingBatchNorm",
+    "Patches",
     "Permutation",
+    "QRLinear",
     "Reshape",
+    "Rotation",
+    "SVDLinear",
+    "Split",
+    "Squeeze",
     "Standardize",
     "Stochastic",
+    "TransformerLayer",
     "Transport",
     "UnivariateMap",
     "initialize",
+    "invertible_conv1x1",
+    "masks",
+    "multiscale",
     "with_solver",
 ]
