@@ -3,6 +3,7 @@
 from cflow.recipes.cnf import cnf
 from cflow.recipes.exact_cnf import exact_cnf
 from cflow.recipes.ffjord import ffjord
+from cflow.recipes.glow import glow
 from cflow.recipes.images import images
 from cflow.recipes.realnvp import realnvp
 from cflow.recipes.recipe import load, recipe
@@ -12,6 +13,7 @@ __all__ = [
     "cnf",
     "exact_cnf",
     "ffjord",
+    "glow",
     "images",
     "load",
     "realnvp",

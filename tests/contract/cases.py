@@ -5,6 +5,9 @@ A new class joins by one line here.
 
 import torch
 from case import TransportCase
+from cases_images import CASES as IMAGE_CASES
+from cases_linear import CASES as LINEAR_CASES
+from cases_transformer import CASES as TRANSFORMER_CASES
 from torch import Tensor, nn
 
 from cflow import recipes
@@ -207,4 +210,7 @@ TRANSPORTS = [
         round_trip=1e-5,
         jacobian=1e-5,
     ),
+    *TRANSFORMER_CASES,
+    *IMAGE_CASES,
+    *LINEAR_CASES,
 ]
