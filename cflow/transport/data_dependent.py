@@ -138,7 +138,6 @@ def initialize(
         >>> layer.mean
         tensor([2.])
     """
-    waiting = _waiting(transport)
     if any(isinstance(m, Inverse) and _waiting(m) for m in transport.modules()):
         raise DomainError(
             "initialize: a data-dependent layer inside Inverse cannot be set by pulling data; take "
@@ -147,14 +146,15 @@ def initialize(
     parts = list(_links(transport))
     while parts and not _waiting(parts[0]):
         parts.pop(0)  # a solve on the base side is not needed
-    for layer in waiting:
+    layers = [m for m in transport.modules() if isinstance(m, DataDependent)]
+    for layer in layers:
         layer.fitting = True
     try:
         with torch.no_grad():
             for part in reversed(parts):
                 x = part.pull(State(x), context, generator=generator).x
     finally:
-        for layer in waiting:
+        for layer in layers:
             layer.fitting = False
     if _waiting(transport):
         raise DomainError(

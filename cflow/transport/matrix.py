@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from cflow.errors import DomainError, expect_trailing
 from cflow.transport.transport import Layer
-from cflow.transport.triangular import inverse_of_lower, inverse_of_upper
+from cflow.transport.triangular import inverse_of_lower
 
 __all__ = ["LULinear", "MatrixLayer"]
 
@@ -142,7 +142,8 @@ class LULinear(MatrixLayer):
 
     def inverse_matrix(self, dtype: torch.dtype) -> Tensor:
         lower, upper = self._triangles(dtype)
-        product = inverse_of_upper(upper) @ inverse_of_lower(lower)
+        left, right = inverse_of_lower(torch.stack([lower, upper.mT])).unbind()
+        product = right.mT @ left
         return product.index_select(1, self.order) * self.signs.to(dtype)
 
     def log_det(self, dtype: torch.dtype) -> Tensor:

@@ -162,7 +162,7 @@ class MovingBatchNorm(DataDependent):
     ) -> tuple[Tensor, Tensor | None]:
         log_factor = self._log_factor()
         x = (y - self.mean) * (-log_factor).exp() + self.shift
-        if self.training:
+        if self.training and not self.fitting:
             self._follow(y.detach())
         return x.to(y.dtype), -_total(log_factor) if tracked else None
 

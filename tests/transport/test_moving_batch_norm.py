@@ -6,7 +6,7 @@ import torch
 from cflow import Flow, State, tracked
 from cflow.base import Gaussian
 from cflow.errors import DomainError
-from cflow.transport import Chain, MovingBatchNorm
+from cflow.transport import ActNorm, Chain, MovingBatchNorm, initialize
 
 
 def data(n: int = 4000) -> torch.Tensor:
@@ -78,3 +78,11 @@ def test_settings_out_of_range_are_refused() -> None:
     for wrong in ({"momentum": 0.0}, {"momentum": 1.5}, {"eps": 0.0}):
         with pytest.raises(DomainError, match="MovingBatchNorm"):
             MovingBatchNorm((2,), **wrong)
+
+
+def test_initialising_another_layer_does_not_move_it() -> None:
+    moving, y = MovingBatchNorm((2,)), data()
+    moving.fit(y)
+    before = moving.mean.clone()
+    initialize(Chain(ActNorm((2,)), moving.train()), 100 * y)
+    assert torch.equal(moving.mean, before)
