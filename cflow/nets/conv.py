@@ -121,11 +121,14 @@ class GatedConvNet(nn.Module):
 
 
 class ConstantMaps(nn.Module):
-    """Learned constants by channel, moved by a context vector, and blind to x but for its grid.
+    """Learned constants by channel, moved by a context, and blind to x but for its grid.
 
     Args:
         outputs: Channels of the result.
-        context: Entries of a context vector; 0 for none.
+        context: Entries of a context vector, or channels of context maps; 0 for none.
+
+    Raises:
+        DomainError: A size is not positive.
 
     Example:
         >>> ConstantMaps(4)(torch.zeros(5, 0, 2, 2)).shape
@@ -136,17 +139,17 @@ class ConstantMaps(nn.Module):
         super().__init__()
         _expect_sizes("ConstantMaps", context, outputs)
         self.constants = nn.Parameter(torch.zeros(outputs))
-        self.context = nn.Linear(context, outputs, bias=False) if context else None
+        self.context = nn.Conv2d(context, outputs, 1, bias=False) if context else None
         if self.context is not None:
             nn.init.zeros_(self.context.weight)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Return `(*batch, outputs, h, w)` for x `(*batch, any, h, w)`."""
-        values = self.constants
+        values = self.constants[:, None, None]
         if self.context is not None and context is not None:
-            values = values + self.context(context.to(values.dtype))
-        outputs = self.constants.shape[0]
-        return values[..., None, None].expand(*x.shape[:-3], outputs, *x.shape[-2:])
+            steered = _steered(self.context, context, x)
+            values = values + steered.reshape(*x.shape[:-3], *steered.shape[1:])
+        return values.expand(*x.shape[:-3], len(self.constants), *x.shape[-2:])
 
 
 def _enter(x: Tensor, context: Tensor | None, first: nn.Conv2d, steer: nn.Conv2d | None) -> Tensor:
@@ -157,8 +160,11 @@ def _enter(x: Tensor, context: Tensor | None, first: nn.Conv2d, steer: nn.Conv2d
         )
     dtype = first.weight.dtype
     h = first(_flatten(x.to(dtype)))
-    if steer is None or context is None:
-        return h
+    return h if steer is None or context is None else h + _steered(steer, context, x)
+
+
+def _steered(steer: nn.Conv2d, context: Tensor, x: Tensor) -> Tensor:
+    """Return what the context adds to maps on the grid of x, with flat batch axes."""
     maps = context.dim() == x.dim()
     if context.shape[-3 if maps else -1] != steer.in_channels:
         raise ShapeError(
@@ -167,7 +173,7 @@ def _enter(x: Tensor, context: Tensor | None, first: nn.Conv2d, steer: nn.Conv2d
         )
     if not maps:
         context = context[..., None, None]
-    return h + steer(_onto(_flatten(context.to(dtype)), h.shape[-2:]))
+    return steer(_onto(_flatten(context.to(steer.weight.dtype)), x.shape[-2:]))
 
 
 def _onto(context: Tensor, grid: Sequence[int]) -> Tensor:

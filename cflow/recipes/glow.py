@@ -42,6 +42,7 @@ def glow(
     shape: Sequence[int],
     classes: int = 0,
     *,
+    context_shape: Sequence[int] | None = None,
     scales: int = 3,
     steps: int = 8,
     hidden_channels: int = 512,
@@ -63,6 +64,8 @@ def glow(
     Args:
         shape: Shape of one image, (channels, height, width), or (height, width) for grey ones.
         classes: Number of classes; their integer labels `(*batch,)` are the context. 0 for none.
+        context_shape: Shape of any other context: (n,) for vectors, (n, height, width) for maps, on
+            the image's grid or a finer one that it divides; None for none.
         scales: Number of scales.
         steps: Steps at each scale, of coupling, 1x1 convolution and ActNorm.
         hidden_channels: Channels of the coupling networks, of three convolutions each.
@@ -73,7 +76,8 @@ def glow(
             else costs the same both ways.
 
     Raises:
-        DomainError: The shape is not that of images, or has too few channels for its scales.
+        DomainError: The shape is not that of images, or has too few channels for its scales; or
+            both kinds of context are asked for.
 
     Example:
         >>> flow = glow((4, 4), scales=2, steps=1, hidden_channels=8, levels=17)
@@ -86,13 +90,19 @@ def glow(
             "glow: needs a shape (channels, height, width) or (height, width), and counts that are "
             f"not negative, got shape={tuple(shape)}, classes={classes}, steps={steps}"
         )
+    if context_shape is not None and (classes or len(context_shape) not in (1, 3)):
+        raise DomainError(
+            "glow: context_shape must be (n,) or (n, height, width), and not go with classes, got "
+            f"context_shape={tuple(context_shape)}, classes={classes}"
+        )
     univariate = AffineMap(bound)
+    context = context_shape[0] if context_shape else classes
 
     def conditioner(kept: int, moves: int) -> nn.Module:
         outputs = moves * univariate.parameters
         if not kept:
-            return ConstantMaps(outputs, context=classes)
-        return ConvNet(kept, outputs, context=classes, hidden_channels=hidden_channels)
+            return ConstantMaps(outputs, context=context)
+        return ConvNet(kept, outputs, context=context, hidden_channels=hidden_channels)
 
     def scale(here: tuple[int, ...]) -> Transport:
         channels = here[0]
@@ -117,4 +127,5 @@ def glow(
     transport: Transport = Chain(images, *grey, Inverse(Logit(alpha)), Dequantize(levels))
     if classes:
         transport = Conditioned(transport, OneHot(classes))
-    return Flow(Gaussian(math.prod(full)), transport, context_shape=() if classes else None)
+        context_shape = ()
+    return Flow(Gaussian(math.prod(full)), transport, context_shape=context_shape)

@@ -10,6 +10,7 @@ import cflow
 from cflow import Flow, recipes
 from cflow.errors import DomainError
 from cflow.export import Sampler
+from cflow.nets import ConstantMaps, ConvNet
 from cflow.transport import ActNorm, Conditioned, Inverse
 
 SMALL = {"scales": 2, "steps": 2, "hidden_channels": 8, "levels": 17}
@@ -75,6 +76,34 @@ def test_classes_condition_every_scale_and_the_top() -> None:
         flow.log_prob(x, labels + 1)
     with pytest.raises(DomainError, match="needs a context"):
         flow.log_prob(x)
+
+
+@pytest.mark.parametrize("context", [(2,), (2, 4, 4), (2, 8, 8)], ids=str)
+def test_vectors_and_maps_as_context(context: tuple[int, ...]) -> None:
+    flow = perturbed(recipes.glow((3, 4, 4), context_shape=context, **SMALL))
+    x, given = images(5, 3, 4, 4), torch.randn(5, *context)
+    seed = lambda: torch.Generator().manual_seed(0)
+    here = flow.log_prob(x, given, generator=seed())
+    there = flow.log_prob(x, given + 1, generator=seed())
+    assert bool((here != there).all())
+    flow.initialize(x, given)
+    assert flow.sample(2, given).shape == (2, 5, 3, 4, 4)
+
+
+def test_networks_in_bfloat16_and_far_points_keep_densities_finite() -> None:
+    flow = perturbed(recipes.glow((3, 4, 4), 3, **SMALL)).float()
+    x, labels = images(5, 3, 4, 4), torch.tensor([0, 1, 2, 1, 0])
+    seed = lambda: torch.Generator().manual_seed(0)
+    exact = flow.log_prob(x, labels, generator=seed())
+    for part in flow.modules():
+        if isinstance(part, ConvNet | ConstantMaps):
+            part.to(torch.bfloat16)
+    low = flow.log_prob(x, labels, generator=seed())
+    assert low.dtype == torch.float32
+    assert torch.allclose(low, exact, rtol=0.02)
+    continuous = Flow(flow.base, flow.transport.transport[0], context_shape=(3,))
+    far = 1e4 * torch.randn(5, 3, 4, 4, dtype=torch.float32)
+    assert bool(torch.isfinite(continuous.log_prob(far, torch.eye(5, 3))).all())
 
 
 def test_initialised_once_and_never_again_even_in_a_fresh_process(tmp_path) -> None:
@@ -158,5 +187,9 @@ def test_what_makes_no_glow_is_refused_in_words() -> None:
         recipes.glow((4,))
     with pytest.raises(DomainError, match=r"shape \(1, 5, 5\) has one channel"):
         recipes.glow((5, 5))
+    with pytest.raises(
+        DomainError, match=r"must be \(n,\) or \(n, height, width\), and not go with"
+    ):
+        recipes.glow((4, 4), 3, context_shape=(2,))
     with pytest.raises(DomainError, match="needs one scale"):
         recipes.glow((4, 4), scales=0)
