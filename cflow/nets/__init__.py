@@ -3,19 +3,32 @@
 from cflow.nets.activation import Activation, activate, activate_with_slope
 from cflow.nets.attention import Cache, CausalNetwork, CausalTransformer
 from cflow.nets.conv import ConstantMaps, ConvNet, GatedConvNet
+from cflow.nets.dense import LipschitzDenseNet
+from cflow.nets.lipschitz import CLipSwish, Contraction, LipschitzConvNet, LipschitzMLP, LipSwish
 from cflow.nets.mlp import MLP
 from cflow.nets.one_hot import OneHot
+from cflow.nets.spectral import SpectralConv2d, SpectralLinear, induced_bound, spectral_bound
 
 __all__ = [
     "MLP",
     "Activation",
+    "CLipSwish",
     "Cache",
     "CausalNetwork",
     "CausalTransformer",
     "ConstantMaps",
+    "Contraction",
     "ConvNet",
     "GatedConvNet",
+    "LipSwish",
+    "LipschitzConvNet",
+    "LipschitzDenseNet",
+    "LipschitzMLP",
     "OneHot",
+    "SpectralConv2d",
+    "SpectralLinear",
     "activate",
     "activate_with_slope",
+    "induced_bound",
+    "spectral_bound",
 ]

@@ -5,8 +5,10 @@ from cflow.recipes.exact_cnf import exact_cnf
 from cflow.recipes.ffjord import ffjord
 from cflow.recipes.glow import glow
 from cflow.recipes.images import images
+from cflow.recipes.invertible_densenet import invertible_densenet
 from cflow.recipes.realnvp import realnvp
 from cflow.recipes.recipe import load, recipe
+from cflow.recipes.residual import residual
 from cflow.recipes.tarflow import tarflow
 
 __all__ = [
@@ -15,8 +17,10 @@ __all__ = [
     "ffjord",
     "glow",
     "images",
+    "invertible_densenet",
     "load",
     "realnvp",
     "recipe",
+    "residual",
     "tarflow",
 ]

@@ -16,6 +16,7 @@ from cflow import archive, ode
 from cflow.errors import CheckpointError, DomainError
 from cflow.field import Analytic, CostSum, Exact, Hutchinson, JacobianNorm, KineticEnergy
 from cflow.flow import Flow
+from cflow.transport import ExactLogDet, FixedPoint, Geometric, Poisson, RussianRoulette
 
 __all__ = ["load", "recipe"]
 
@@ -39,9 +40,10 @@ SOLVERS = (
 GRIDS = (ode.UniformGrid, ode.CosineGrid, ode.EDMGrid, ode.TimeGrid)
 ADJOINTS = (ode.Direct, ode.Checkpoint, ode.Backsolve)
 FIELDS = (Exact, Hutchinson, Analytic, KineticEnergy, JacobianNorm, CostSum)
+RESIDUALS = (ExactLogDet, RussianRoulette, Geometric, Poisson, FixedPoint)
 
 OPTIONS: dict[str, type] = {
-    option.__name__: option for option in (*SOLVERS, *GRIDS, *ADJOINTS, *FIELDS)
+    option.__name__: option for option in (*SOLVERS, *GRIDS, *ADJOINTS, *FIELDS, *RESIDUALS)
 }
 
 

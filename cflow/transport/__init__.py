@@ -3,6 +3,7 @@
 from cflow.transport import masks
 from cflow.transport.channelwise import Channelwise, invertible_conv1x1
 from cflow.transport.conditioned import Conditioned
+from cflow.transport.contraction import Arrival, FixedPoint
 from cflow.transport.coupling_layer import CouplingLayer
 from cflow.transport.data_dependent import DataDependent, initialize
 from cflow.transport.dequantize import Dequantize
@@ -17,7 +18,9 @@ from cflow.transport.noise import GaussianNoise, LabelDropout
 from cflow.transport.norm import ActNorm, MovingBatchNorm, Standardize
 from cflow.transport.ode import ODE, with_solver
 from cflow.transport.patches import Patches
+from cflow.transport.residual import ResidualLayer, with_logdet
 from cflow.transport.rotation import Rotation
+from cflow.transport.series import Cutoff, ExactLogDet, Geometric, LogDet, Poisson, RussianRoulette
 from cflow.transport.squeeze import Squeeze
 from cflow.transport.transformer import TransformerLayer
 from cflow.transport.transport import (
@@ -36,13 +39,18 @@ __all__ = [
     "AdditiveMap",
     "Affine",
     "AffineMap",
+    "Arrival",
     "Chain",
     "Channelwise",
     "Conditioned",
     "CouplingLayer",
+    "Cutoff",
     "DataDependent",
     "Dequantize",
+    "ExactLogDet",
+    "FixedPoint",
     "GaussianNoise",
+    "Geometric",
     "Guidance",
     "GuidedTransport",
     "HouseholderLinear",
@@ -52,14 +60,18 @@ __all__ = [
     "LabelDropout",
     "Layer",
     "Likelihood",
+    "LogDet",
     "Logit",
     "MatrixLayer",
     "MovingBatchNorm",
     "Patches",
     "Permutation",
+    "Poisson",
     "QRLinear",
     "Reshape",
+    "ResidualLayer",
     "Rotation",
+    "RussianRoulette",
     "SVDLinear",
     "Split",
     "Squeeze",
@@ -72,5 +84,6 @@ __all__ = [
     "invertible_conv1x1",
     "masks",
     "multiscale",
+    "with_logdet",
     "with_solver",
 ]

@@ -7,6 +7,7 @@ import torch
 from case import TransportCase
 from cases_images import CASES as IMAGE_CASES
 from cases_linear import CASES as LINEAR_CASES
+from cases_residual import CASES as RESIDUAL_CASES
 from cases_transformer import CASES as TRANSFORMER_CASES
 from torch import Tensor, nn
 
@@ -210,6 +211,7 @@ TRANSPORTS = [
         round_trip=1e-5,
         jacobian=1e-5,
     ),
+    *RESIDUAL_CASES,
     *TRANSFORMER_CASES,
     *IMAGE_CASES,
     *LINEAR_CASES,
