@@ -56,8 +56,9 @@ def glow(
     Each scale squeezes 2 x 2 pixels into channels where the sides are even (28, 14, 7, 7), runs its
     steps, and gives half of the channels to a Gaussian whose mean and scale come from the other
     half; the last scale has a Gaussian learned by channel and class. The likelihood is the uniform
-    dequantisation bound. Call `flow.initialize(images)` before training, which sets the ActNorms;
-    until then only they and the random 1x1 convolutions differ from the identity.
+    dequantisation bound. Call `flow.initialize(images)` with some hundred images
+    before training, which sets the ActNorms. Couplings start as the identity, 1x1 convolutions as
+    random orthogonal matrices.
 
     Temperature T is a scaling of the base noise: `flow.push(T * flow.base.sample((n,)), labels)`.
 

@@ -34,8 +34,8 @@ class CouplingLayer(Layer):
         DomainError: Nothing moves, or nothing stands still for `frozen_univariate` to map.
 
     References:
-        Durkan et al. (2019), Neural spline flows, arXiv 1906.04032, section 4.1, for the map of
-        the frozen part.
+        Durkan et al. (2019), Neural spline flows, arXiv 1906.04032, for the map of the frozen
+        part.
 
     Example:
         >>> from cflow.nets import MLP

@@ -5,7 +5,7 @@
 
 The second line multiplies all reflections at once: one small triangular inverse, no loop over k.
 Sources: Tomczak and Welling (2016), arXiv 1611.09630; Joffrain et al. (2006), Accumulating
-Householder transformations, revisited, ACM Transactions on Mathematical Software 32(2), section 3.
+Householder transformations, revisited, ACM Transactions on Mathematical Software 32(2).
 """
 
 import torch
@@ -64,7 +64,7 @@ class HouseholderLinear(MatrixLayer):
         bias: Add a learned b.
 
     References:
-        Tomczak and Welling (2016), arXiv 1611.09630, equation 6.
+        Tomczak and Welling (2016), Householder flow, arXiv 1611.09630.
 
     Example:
         >>> from cflow.state import State
@@ -104,7 +104,7 @@ class QRLinear(MatrixLayer):
         upper: `(features, features)`: log R_ii on the diagonal, R above it.
 
     References:
-        Hoogeboom et al. (2019), Emerging convolutions, arXiv 1901.11137, section 3.3.
+        Hoogeboom et al. (2019), Emerging convolutions, arXiv 1901.11137.
 
     Example:
         >>> from cflow.state import State
@@ -145,8 +145,8 @@ class SVDLinear(MatrixLayer):
         bias: Add a learned b.
 
     References:
-        Zhang et al. (2018), Stabilizing gradients by efficient SVD parameterization,
-        arXiv 1803.09327.
+        Zhang, Lei and Dhillon (2018), Stabilizing gradients for deep neural networks via efficient
+        SVD parameterization, arXiv 1803.09327.
 
     Example:
         >>> from cflow.state import tracked

@@ -124,7 +124,8 @@ def multiscale(
         steps: From the event shape at a scale to the transport that keeps it.
         prior: From the numbers of kept channels k and leaving channels m to a conditioner as in
             `ImageCouplingLayer`, `(*batch, k, h, w)` to `(*batch, m * parameters, h, w)`. At the
-            top k is 0 and m all channels.
+            top k is 0 and m all channels, which takes `ConstantMaps`; it serves wherever a prior
+            is not to depend on the kept channels.
         univariate: How noise becomes the leaving channels; an affine map is a Gaussian prior.
 
     Returns:

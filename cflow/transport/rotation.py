@@ -27,7 +27,7 @@ class Rotation(MatrixLayer):
 
     References:
         Lezcano-Casado and Martinez-Rubio (2019), Cheap orthogonal constraints in neural networks,
-        arXiv 1901.08428, section 3.1.
+        arXiv 1901.08428.
 
     Example:
         >>> from cflow.state import State
