@@ -25,6 +25,9 @@ __all__ = ["TransformerLayer"]
 class TransformerLayer(Layer):
     """Move every token by a map that its predecessors steer, `(*batch, tokens, channels)`.
 
+    Maps and log-slopes are taken in float32 at least. A network in bfloat16 rounds one pass and
+    token by token in different ways, so push and pull then undo each other to about 1e-2 only.
+
     Args:
         network: Gives the parameters; `channels * univariate.parameters` of them for each token.
         univariate: The map of one number. The layer's pull is its push, the way from noise to x

@@ -105,6 +105,19 @@ def test_without_classes_attention_temperature_guides() -> None:
         GuidedTransport(Inverse(layer), Guidance(1.5, temperature=0.5))
 
 
+def test_a_vector_context_stays_in_both_versions() -> None:
+    net = CausalTransformer(
+        TOKENS, CHANNELS, 2 * CHANNELS, width=16, layers=2, heads=2, expansion=2, context=3
+    )
+    for parameter in net.parameters():
+        nn.init.normal_(parameter, std=0.4)
+    layer, context, (x, _) = TransformerLayer(net), torch.randn(5, 3), draw(5)
+    guided = GuidedTransport(layer, Guidance(2.0, anneal=False, weak_temperature=4.0))
+    strong, weak = net(x, context), net(x, context, temperature=torch.tensor(4.0))
+    expected, _ = layer.univariate.pull(x, (3 * strong - 2 * weak).unflatten(-1, (CHANNELS, 2)))
+    assert torch.allclose(guided.push(State(x), context).x, expected, rtol=0, atol=1e-11)
+
+
 def test_a_layer_that_samples_in_one_pass_is_guided_in_one_pass() -> None:
     layer, (x, labels) = build(), draw(5)
     guided = GuidedTransport(layer, Guidance(2.0, anneal=False))
