@@ -1,7 +1,21 @@
 """Data sets: bundled with a library, found on disk, or fetched once from their original address."""
 
-from cflow.data import tables, toy
+from cflow.data import anomaly, regression, tables, toy
 from cflow.data.digits import Split, digits
 from cflow.data.fetch import RemoteFile, fetch, find
+from cflow.data.mnist import MNIST, Labelled, mnist
 
-__all__ = ["RemoteFile", "Split", "digits", "fetch", "find", "tables", "toy"]
+__all__ = [
+    "MNIST",
+    "Labelled",
+    "RemoteFile",
+    "Split",
+    "anomaly",
+    "digits",
+    "fetch",
+    "find",
+    "mnist",
+    "regression",
+    "tables",
+    "toy",
+]
