@@ -158,7 +158,7 @@ class LipschitzMLP(Contraction):
     @property
     def order(self) -> float:
         """The order p of the norm in which the network contracts."""
-        inverse = float(self._inverse_order())
+        inverse = torch.as_tensor(self._inverse_order()).detach().item()
         return 1 / inverse if inverse else math.inf
 
     def prepared(self) -> Prepared:
@@ -166,7 +166,7 @@ class LipschitzMLP(Contraction):
         return partial(self._run, [layer.bounded_weight(inverse) for layer in linears(self.layers)])
 
     def certificate(self) -> float:
-        inverse = self._inverse_order()
+        inverse = torch.as_tensor(self._inverse_order()).detach()
         return math.prod(layer.certificate(inverse) for layer in linears(self.layers))
 
     def _inverse_order(self) -> Tensor | float:
