@@ -254,7 +254,7 @@ class Flow(nn.Module):
         full = (shape,) if isinstance(shape, int) else tuple(shape)
         if context is not None:
             full += tuple(context.shape[: context.dim() - len(self.context_shape or ())])
-            context = context.expand(*full, *(self.context_shape or ()))
+            context = context.expand((*full, *(self.context_shape or ())))
         return self.base.sample(full, context, generator=generator), context
 
     def _enter(
@@ -273,7 +273,8 @@ class Flow(nn.Module):
                 f"Flow.{where}: batch axes of x {tuple(own)} and of the context "
                 f"{tuple(context.shape[: context.dim() - given])} do not broadcast"
             ) from error
-        return x.expand(*batch, *event_shape), context.expand(*batch, *(self.context_shape or ()))
+        context = context.expand((*batch, *(self.context_shape or ())))
+        return x.expand((*batch, *event_shape)), context
 
     def _check_context(self, where: str, context: Tensor | None) -> None:
         if self.context_shape is None and context is not None:

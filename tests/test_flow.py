@@ -336,3 +336,15 @@ def test_a_manifold_without_a_divergence_samples_but_has_no_likelihood() -> None
     assert torch.allclose(ode.push(State(x)).x.norm(dim=-1), torch.ones(5))
     with pytest.raises(DomainError, match="Foreign does not say its divergence"):
         ode.push(tracked(x))
+
+
+def test_a_single_label_is_a_context() -> None:
+    flow = recipes.tarflow((4, 4), 3, patch=2, width=8, blocks=1, layers=1, heads=2).eval()
+    label = torch.tensor(2)
+    x = flow.sample((), label)
+    assert x.shape == (4, 4)
+    assert flow.log_prob(x, label).shape == ()
+    labels = torch.tensor([0, 1, 2])
+    points = flow.sample((), labels)
+    single = torch.func.vmap(lambda a, c: flow.log_prob(a, c))(points, labels)
+    assert torch.allclose(single, flow.log_prob(points, labels), rtol=0, atol=1e-10)

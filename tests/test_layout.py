@@ -17,7 +17,7 @@ FLOORS = {
     "state": 1, "errors": 1, "typing": 1, "nets": 1, "archive": 1, "data": 1,
     "ode": 2, "field": 2, "manifold": 2,
     "transport": 3, "base": 3,
-    "flow": 4, "distribution": 4, "likelihood": 4, "matching": 4,
+    "flow": 4, "distribution": 4, "likelihood": 4, "matching": 4, "samples": 4,
     "recipes": 5, "train": 5, "export": 5, "plots": 5, "metrics": 5, "testing": 5,
 }  # fmt: skip
 NEIGHBOURS = {
@@ -28,6 +28,7 @@ NEIGHBOURS = {
     ("flow", "distribution"),
     ("distribution", "flow"),  # for type checkers only
     ("likelihood", "flow"),
+    ("samples", "flow"),
 }
 FORBIDDEN = {"utils", "util", "misc", "common", "helpers", "helper"}
 FACE = [

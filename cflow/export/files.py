@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.export import Dim
 
 from cflow import archive
-from cflow.errors import CflowError, MissingExtraError
+from cflow.errors import CflowError, MissingExtraError, expect_trailing
 from cflow.export.sampler import Sampler
 from cflow.transport import ODE
 
@@ -32,7 +32,13 @@ class ExportError(CflowError, RuntimeError):
     """A sampler cannot be written, or the written file disagrees with it."""
 
 
-def export_pt2(sampler: Sampler, path: str | os.PathLike[str], *, tolerance: float = 1e-4) -> float:
+def export_pt2(
+    sampler: Sampler,
+    path: str | os.PathLike[str],
+    *,
+    context: Tensor | None = None,
+    tolerance: float = 1e-4,
+) -> float:
     """Write a `torch.export` program, to be run with torch alone.
 
     Read it back with `torch.export.load(path).module()` and call that with noise.
@@ -40,6 +46,8 @@ def export_pt2(sampler: Sampler, path: str | os.PathLike[str], *, tolerance: flo
     Args:
         sampler: The sampler.
         path: The file to write.
+        context: Conditions to trace and check with, `(n, *context_shape)`; class labels have to be
+            given, vectors are drawn from a standard normal law where none are.
         tolerance: Largest parity that is accepted.
 
     Returns:
@@ -49,7 +57,7 @@ def export_pt2(sampler: Sampler, path: str | os.PathLike[str], *, tolerance: flo
         ExportError: The sampler cannot be traced, or the file differs by more than the tolerance.
         CheckpointError: The file cannot be written.
     """
-    inputs = _inputs(sampler, TRACED)
+    inputs = _inputs(sampler, TRACED, context)
     shapes = {name: {0: Dim.DYNAMIC} for name in inputs}
     with _evaluating(sampler):
         try:
@@ -62,19 +70,26 @@ def export_pt2(sampler: Sampler, path: str | os.PathLike[str], *, tolerance: flo
             torch.export.save(program, stream, extra_files={"cflow.json": _description(sampler)})
         with open(file, "rb") as stream:
             module = torch.export.load(stream).module()
-        return _parity("export_pt2", sampler, lambda given: module(**given), tolerance)
+        return _parity(
+            "export_pt2", sampler, lambda given: module(**given), tolerance, context=context
+        )
 
     return _write(path, fill)
 
 
 def export_onnx(
-    sampler: Sampler, path: str | os.PathLike[str], *, tolerance: float = 1e-4
+    sampler: Sampler,
+    path: str | os.PathLike[str],
+    *,
+    context: Tensor | None = None,
+    tolerance: float = 1e-4,
 ) -> float:
     """Write an ONNX model with inputs `noise` (and `context`) and output `samples`.
 
     Args:
         sampler: The sampler.
         path: The file to write.
+        context: Conditions to trace and check with, as for `export_pt2`.
         tolerance: Largest parity that is accepted, measured with onnxruntime.
 
     Returns:
@@ -93,7 +108,7 @@ def export_onnx(
         raise MissingExtraError(
             f"export_onnx: {error.name} is not installed; pip install 'cflow[export]'"
         ) from error
-    inputs = _inputs(sampler, TRACED)
+    inputs = _inputs(sampler, TRACED, context)
     with _evaluating(sampler), warnings.catch_warnings(), _quiet("torch.onnx"):
         warnings.simplefilter("ignore")  # of the exporter's own internals
         try:
@@ -123,30 +138,37 @@ def export_onnx(
             feed = {name: tensor.cpu().numpy() for name, tensor in given.items()}
             return torch.from_numpy(session.run(None, feed)[0])
 
-        return _parity("export_onnx", sampler, call, tolerance)
+        return _parity("export_onnx", sampler, call, tolerance, context=context)
 
     return _write(path, fill)
 
 
-def _inputs(sampler: Sampler, batch: int) -> dict[str, Tensor]:
+def _inputs(sampler: Sampler, batch: int, context: Tensor | None) -> dict[str, Tensor]:
     """Draw the fixed noise (and context) that files are traced and checked with."""
     parameter = next(sampler.parameters(), torch.empty(0))
     generator = torch.Generator().manual_seed(0)
-    shapes = {"noise": sampler.event_shape}
-    if sampler.context_shape is not None:
-        shapes["context"] = sampler.context_shape
-    return {
-        name: torch.randn((batch, *shape), generator=generator).to(parameter)
-        for name, shape in shapes.items()
-    }
+    draw = lambda shape: torch.randn((batch, *shape), generator=generator).to(parameter)
+    inputs = {"noise": draw(sampler.event_shape)}
+    if sampler.context_shape is None:
+        return inputs
+    if context is None:
+        return inputs | {"context": draw(sampler.context_shape)}
+    expect_trailing("export", "context", context, (len(context), *sampler.context_shape))
+    rows = torch.arange(batch, device=context.device) % len(context)
+    return inputs | {"context": context[rows]}
 
 
 def _parity(
-    where: str, sampler: Sampler, call: Callable[[dict[str, Tensor]], Tensor], tolerance: float
+    where: str,
+    sampler: Sampler,
+    call: Callable[[dict[str, Tensor]], Tensor],
+    tolerance: float,
+    *,
+    context: Tensor | None,
 ) -> float:
     worst = 0.0
     for batch in (TRACED, CHECKED):
-        given = _inputs(sampler, batch)
+        given = _inputs(sampler, batch, context)
         with _evaluating(sampler):
             ours, theirs = sampler(**given).cpu(), call(given).cpu()
         worst = max(worst, float((theirs - ours).abs().max() / ours.abs().max().clamp(min=1.0)))

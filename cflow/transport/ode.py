@@ -22,7 +22,8 @@ from cflow.field import Analytic, AnalyticField, Cost, Divergence, Exact, Field
 from cflow.manifold import Euclidean, Manifold, Projector
 from cflow.ode import Adjoint, Direct, Dopri5, Solution, Solver
 from cflow.state import State
-from cflow.transport.transport import Chain, Inverse, Likelihood, Shape, Transport
+from cflow.transport.exchange import exchanged
+from cflow.transport.transport import Likelihood, Shape, Transport
 from cflow.typing import Points
 
 __all__ = ["ODE", "with_solver"]
@@ -269,27 +270,21 @@ def with_solver(
         >>> with_solver(ODE(MLPField(2)), Euler(4)).solver
         Euler(steps=4)
     """
-    again: Transport
-    if isinstance(transport, ODE):
-        again = ODE(
-            transport.field,
-            transport.solver if solver is None else solver,
-            manifold=transport.manifold,
-            divergence=transport.divergence if divergence is None else divergence,
-            adjoint=transport.adjoint if adjoint is None else adjoint,
-            cost=transport.cost,
-            steer=transport.steer,
+
+    def again(part: Transport) -> Transport | None:
+        if not isinstance(part, ODE):
+            return None
+        return ODE(
+            part.field,
+            part.solver if solver is None else solver,
+            manifold=part.manifold,
+            divergence=part.divergence if divergence is None else divergence,
+            adjoint=part.adjoint if adjoint is None else adjoint,
+            cost=part.cost,
+            steer=part.steer,
         )
-    elif isinstance(transport, Chain):
-        parts = (with_solver(p, solver, divergence=divergence, adjoint=adjoint) for p in transport)
-        again = Chain(*parts)
-    elif isinstance(transport, Inverse):
-        inner = transport.transport
-        again = Inverse(with_solver(inner, solver, divergence=divergence, adjoint=adjoint))
-    else:
-        return transport
-    again.training = transport.training  # not again.train(), which would reach shared modules
-    return again
+
+    return exchanged(transport, again)
 
 
 def _flatten(leaf: Tensor | None, batch: Shape) -> Tensor | None:

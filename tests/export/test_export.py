@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from cflow import Flow, recipes
-from cflow.errors import CheckpointError, DomainError
+from cflow.errors import CheckpointError, DomainError, ShapeError
 from cflow.export import ExportError, Sampler, export_onnx, export_pt2
 from cflow.ode import Euler, Heun
 
@@ -100,3 +100,18 @@ def test_what_cannot_be_exported_is_refused_in_words(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(CheckpointError, match="cannot write"):
         export_pt2(image_sampler(), tmp_path / "file" / "s.pt2")
+
+
+def test_class_labels_are_traced_and_checked_as_integers(tmp_path: Path) -> None:
+    flow = recipes.tarflow((4, 4), 3, patch=2, width=8, blocks=1, layers=1, heads=2, fast="sample")
+    for parameter in flow.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    sampler, labels = Sampler(flow.float()), torch.tensor([0, 2, 1])
+    assert export_pt2(sampler, tmp_path / "a.pt2", context=labels) < 1e-4
+    assert export_onnx(sampler, tmp_path / "a.onnx", context=labels) < 1e-4
+    program = torch.export.load(tmp_path / "a.pt2").module()
+    noise = torch.randn(2, 4, 4, dtype=torch.float32)
+    first, other = (program(noise=noise, context=torch.tensor([k, k])) for k in range(2))
+    assert not torch.equal(first, other)
+    with pytest.raises(ShapeError, match="context"):
+        export_pt2(sampler, tmp_path / "b.pt2", context=torch.zeros(3, 2))
