@@ -1,19 +1,24 @@
 """Transports: layers (zero solver steps), the ODE (N steps), and how they combine."""
 
 from cflow.transport import masks
+from cflow.transport.bernstein import BernsteinMap
 from cflow.transport.channelwise import Channelwise, invertible_conv1x1
 from cflow.transport.conditioned import Conditioned
 from cflow.transport.contraction import Arrival, FixedPoint
 from cflow.transport.coupling_layer import CouplingLayer
 from cflow.transport.data_dependent import DataDependent, initialize
-from cflow.transport.dequantize import Dequantize
+from cflow.transport.dequantize import Dequantize, VariationalDequantize
 from cflow.transport.elementwise import Affine, Logit
+from cflow.transport.gaussianisation import GaussianisationMap
 from cflow.transport.guidance import Guidance, GuidedTransport
 from cflow.transport.householder import HouseholderLinear, QRLinear, SVDLinear
 from cflow.transport.image_coupling import ImageCouplingLayer
+from cflow.transport.learned import Elementwise
 from cflow.transport.linear import Permutation, Reshape
+from cflow.transport.logistic_mixture import LogisticMixtureMap
 from cflow.transport.matrix import LULinear, MatrixLayer
 from cflow.transport.multiscale import Split, multiscale
+from cflow.transport.naf import NeuralMap
 from cflow.transport.noise import GaussianNoise, LabelDropout
 from cflow.transport.norm import ActNorm, MovingBatchNorm, Standardize
 from cflow.transport.ode import ODE, with_solver
@@ -21,6 +26,7 @@ from cflow.transport.patches import Patches
 from cflow.transport.residual import ResidualLayer, with_logdet
 from cflow.transport.rotation import Rotation
 from cflow.transport.series import Cutoff, ExactLogDet, Geometric, LogDet, Poisson, RussianRoulette
+from cflow.transport.spline import RationalQuadraticMap
 from cflow.transport.squeeze import Squeeze
 from cflow.transport.transformer import TransformerLayer
 from cflow.transport.transport import (
@@ -31,6 +37,7 @@ from cflow.transport.transport import (
     Stochastic,
     Transport,
 )
+from cflow.transport.umnn import UnconstrainedMonotonicMap
 from cflow.transport.univariate import AdditiveMap, AffineMap, UnivariateMap
 
 __all__ = [
@@ -40,6 +47,7 @@ __all__ = [
     "Affine",
     "AffineMap",
     "Arrival",
+    "BernsteinMap",
     "Chain",
     "Channelwise",
     "Conditioned",
@@ -47,9 +55,11 @@ __all__ = [
     "Cutoff",
     "DataDependent",
     "Dequantize",
+    "Elementwise",
     "ExactLogDet",
     "FixedPoint",
     "GaussianNoise",
+    "GaussianisationMap",
     "Geometric",
     "Guidance",
     "GuidedTransport",
@@ -61,13 +71,16 @@ __all__ = [
     "Layer",
     "Likelihood",
     "LogDet",
+    "LogisticMixtureMap",
     "Logit",
     "MatrixLayer",
     "MovingBatchNorm",
+    "NeuralMap",
     "Patches",
     "Permutation",
     "Poisson",
     "QRLinear",
+    "RationalQuadraticMap",
     "Reshape",
     "ResidualLayer",
     "Rotation",
@@ -79,7 +92,9 @@ __all__ = [
     "Stochastic",
     "TransformerLayer",
     "Transport",
+    "UnconstrainedMonotonicMap",
     "UnivariateMap",
+    "VariationalDequantize",
     "initialize",
     "invertible_conv1x1",
     "masks",
