@@ -76,8 +76,8 @@ def mnist() -> MNIST:
     if find(SUBSET) is None:
         raise DataError(
             f"mnist: {SUBSET.path} is not on disk, and no address offers it whole; round the "
-            f"pixels of the ten files in {SUBSET.url} to 0..255, save them by class as arrays images and "
-            "labels, and name the folder that holds the result in CFLOW_DATA"
+            f"pixels of the ten files in {SUBSET.url} to 0..255, save them by class as arrays "
+            "images and labels, and name the folder that holds the result in CFLOW_DATA"
         )
     with np.load(fetch(SUBSET), allow_pickle=False) as arrays:
         train = _labelled(arrays["images"], arrays["labels"])
