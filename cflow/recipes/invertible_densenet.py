@@ -55,7 +55,7 @@ def invertible_densenet(
     Example:
         >>> flow = invertible_densenet(features=2, transforms=2, growth=8)
         >>> flow.sample(3).shape
-        torch.Size([3])
+        torch.Size([3, 2])
     """
 
     def net() -> Contraction:

@@ -75,7 +75,7 @@ def residual(
     Example:
         >>> flow = residual(features=2, transforms=2, hidden_features=(16,))
         >>> flow.sample(3).shape, flow.likelihood
-        (torch.Size([3]), 'exact')
+        (torch.Size([3, 2]), 'exact')
     """
 
     def net() -> Contraction:

@@ -1,12 +1,15 @@
 """Solve x + g(x) = y for a contraction g by fixed-point iteration, with a status for each sample.
 
-    x <- y - g(x),    residual = max |x + g(x) - y| / (1 + max |y|)
+    x <- T(x) = y - g(x),    residual = max |x + g(x) - y| / (1 + max(|x|, |y|))
 
 Banach's theorem promises convergence by the Lipschitz constant L of g a step; the error of x is at
-most residual / (1 - L). Gradients come from the implicit function theorem: with J = dg/dx at the
-solution, dx = (I + J)^-1 (dy - dg), and the transposed system is solved by the same iteration.
-Source: Behrmann et al. (2019), Invertible residual networks, arXiv 1811.00995, algorithm 1; Bai et
-al. (2019), Deep equilibrium models, arXiv 1909.01377, theorem 1.
+most residual / (1 - L), relatively. Anderson's acceleration combines the last few T(x) such that
+their residuals cancel, and is held to account: a point that does not improve is given up for the
+plain step. Gradients come from the implicit function theorem: with J = dg/dx at the solution,
+dx = (I + J)^-1 (dy - dg), and the transposed system is solved by the same iteration.
+Source: Behrmann et al. (2019), Invertible residual networks, arXiv 1811.00995, algorithm 1; Walker
+and Ni (2011), Anderson acceleration for fixed-point iterations, SIAM Journal on Numerical Analysis
+49; Bai et al. (2019), Deep equilibrium models, arXiv 1909.01377, theorem 1.
 """
 
 import math
@@ -31,27 +34,32 @@ class Arrival(NamedTuple):
 
     Attributes:
         x: The points where each sample stopped, `(rows, *event)`.
-        residual: max |x + g(x) - y| / (1 + max |y|) at those points, `(rows,)`.
+        residual: max |x + g(x) - y| / (1 + max(|x|, |y|)) at those points, `(rows,)`.
+        slope: The largest |g(a) - g(b)| / |a - b| between neighbouring iterates, in the Euclidean
+            norm, `(rows,)`. No contraction in any p-norm goes beyond the root of the event's size.
         steps: Evaluations of g, `(rows,)`.
-        arrived: Whether the residual is within the tolerance, `(rows,)`.
+        arrived: Whether the residual is within the tolerance and no slope spoke against a
+            contraction, `(rows,)`.
     """
 
     x: Tensor
     residual: Tensor
+    slope: Tensor
     steps: Tensor
     arrived: Tensor
 
 
 @dataclass(frozen=True)
 class FixedPoint:
-    """Iterate x <- y - g(x); samples that have arrived leave the batch.
+    """Iterate x <- y - g(x), accelerated; samples that have arrived leave the batch.
 
     Attributes:
-        tolerance: Residual at which a sample has arrived; relative, 1e-6 suits float32.
+        tolerance: Residual at which a sample has arrived; 1e-6 suits float32.
         max_steps: Evaluations of g after which a sample counts as lost.
+        depth: Earlier iterates that Anderson's acceleration combines; 0 for the plain iteration.
 
     Raises:
-        DomainError: A tolerance or number of steps that is not positive.
+        DomainError: A tolerance or number of steps that is not positive, a negative depth.
 
     Example:
         >>> arrival = FixedPoint().solve(lambda x, context: x / 2, torch.ones(1, 2))
@@ -61,35 +69,70 @@ class FixedPoint:
 
     tolerance: float = 1e-6
     max_steps: int = 1000
+    depth: int = 2
 
     def __post_init__(self) -> None:
         expect_positive("FixedPoint", tolerance=self.tolerance)
-        if self.max_steps < 1:
-            raise DomainError(f"FixedPoint: max_steps must be at least 1, got {self.max_steps}")
+        if self.max_steps < 1 or self.depth < 0:
+            raise DomainError(
+                "FixedPoint: max_steps must be at least 1 and depth at least 0, got "
+                f"max_steps={self.max_steps}, depth={self.depth}"
+            )
 
     def solve(self, g: Map, y: Tensor, context: Tensor | None = None) -> Arrival:
         """Find x for each row of y, without gradients; says what happened, and raises nothing."""
+
+        def part(x: Tensor, rows: Tensor) -> Tensor:
+            given = None if context is None else context[rows]
+            return g(x.reshape(len(x), *event), given).reshape(x.shape)
+
+        event = y.shape[1:]
         with torch.no_grad():
-            rows = len(y)
-            x, residual = y.clone(), y.new_full((rows,), math.inf)
-            steps = torch.zeros(rows, dtype=torch.long, device=y.device)
-            active = torch.arange(rows, device=y.device)
-            here, target, given = y, y, context
-            for step in range(1, self.max_steps + 1):
-                if not len(active):
-                    break
-                there = target - g(here, given)
-                gap = _largest(there - here) / (1 + _largest(target))
-                leaves = (gap <= self.tolerance) | ~torch.isfinite(gap)
-                if step == self.max_steps:
-                    leaves = torch.ones_like(leaves)
-                if bool(leaves.any()):
-                    gone, stays = active[leaves], ~leaves
-                    x[gone], residual[gone], steps[gone] = here[leaves], gap[leaves], step
-                    active, target, there = active[stays], target[stays], there[stays]
-                    given = None if given is None else given[stays]
-                here = there
-            return Arrival(x, residual, steps, residual <= self.tolerance)
+            arrival = self.iterate(part, y.reshape(len(y), event.numel()))
+            return arrival._replace(x=arrival.x.reshape(y.shape))
+
+    def iterate(self, g: Callable[[Tensor, Tensor], Tensor], y: Tensor) -> Arrival:
+        """Run the iteration on rows `(rows, size)`; g takes points and the indices of their rows.
+
+        In the loop, `new` is T(here) and `step` their difference; `safe` is the plain step from the
+        last point that was kept, whose step had length `kept`, and `plain` marks those who took it.
+        """
+        x, residual = y.clone(), y.new_full((len(y),), math.inf)
+        slope, steps = torch.zeros_like(residual), torch.zeros_like(residual, dtype=torch.long)
+        active = torch.arange(len(y), device=y.device)
+        here, target, safe = y, y, y
+        kept, plain = residual.clone(), torch.ones_like(active, dtype=torch.bool)
+        steepest, past = slope.clone(), _Past(self.depth)
+        limit = 1.01 * math.sqrt(y.shape[1])
+        for count in range(1, self.max_steps + 1):
+            if not len(active):
+                break
+            new = target - g(here, active)
+            step = new - here
+            length = torch.linalg.vector_norm(step, dim=-1)
+            gap = _largest(step) / (1 + torch.maximum(_largest(here), _largest(target)))
+            steepest = torch.maximum(steepest, past.slope(here, new))
+            leaves = (gap <= self.tolerance) | ~torch.isfinite(gap) | (steepest > limit)
+            if count == self.max_steps:
+                leaves = torch.ones_like(leaves)
+            if bool(leaves.any()):
+                gone, stays = active[leaves], ~leaves
+                x[gone], residual[gone], steps[gone] = here[leaves], gap[leaves], count
+                slope[gone] = steepest[leaves]
+                rows = (active, here, target, new, step, length, kept, plain, safe, steepest)
+                active, here, target, new, step, length, kept, plain, safe, steepest = (
+                    leaf[stays] for leaf in rows
+                )
+                past.keep(stays)
+            failed = ~plain & ~(length <= 0.95 * kept)
+            accelerated = bool(self.depth and past.points)
+            bold = past.combined(new, step)
+            past.add(here, new)
+            kept = torch.where(failed, kept, length)
+            here = torch.where(failed[:, None], safe, bold)
+            safe = torch.where(failed[:, None], safe, new)
+            plain = failed if accelerated else torch.ones_like(failed)
+        return Arrival(x, residual, slope, steps, (residual <= self.tolerance) & (slope <= limit))
 
     def expect_arrival(self, where: str, arrival: Arrival) -> None:
         """Raise `SolverError` naming the first sample that did not arrive."""
@@ -98,12 +141,54 @@ class FixedPoint:
         lost = torch.nonzero(~arrival.arrived).flatten()
         first = int(lost[0])
         raise SolverError(
-            f"{where}: {len(lost)} of {len(arrival.x)} samples did not arrive; sample {first} has "
-            f"a residual of {float(arrival.residual[first]):.3g} after "
-            f"{int(arrival.steps[first])} steps, where {self.tolerance:g} was asked for; lower the "
-            "network's Lipschitz constant (it must be below 1), raise max_steps, or widen the "
-            "tolerance to what the dtype can reach"
+            f"{where}: {len(lost)} of {len(arrival.arrived)} samples did not arrive; sample "
+            f"{first} has a residual of {float(arrival.residual[first]):.3g} after "
+            f"{int(arrival.steps[first])} steps, where {self.tolerance:g} was asked for, and met "
+            f"slopes of {float(arrival.slope[first]):.3g}; lower the network's Lipschitz constant "
+            "(it must be below 1), raise max_steps, or widen the tolerance to what the dtype can "
+            "reach"
         )
+
+
+class _Past:
+    """Keep the last points and their images under T, for secants."""
+
+    def __init__(self, depth: int) -> None:
+        self.depth = depth
+        self.points: list[Tensor] = []
+        self.images: list[Tensor] = []
+
+    def add(self, point: Tensor, image: Tensor) -> None:
+        count = max(1, self.depth)
+        self.points = [*self.points, point][-count:]
+        self.images = [*self.images, image][-count:]
+
+    def keep(self, rows: Tensor) -> None:
+        self.points = [point[rows] for point in self.points]
+        self.images = [image[rows] for image in self.images]
+
+    def slope(self, point: Tensor, image: Tensor) -> Tensor:
+        """Return the slope of the newest secant, zero where rounding would speak through it."""
+        if not self.points:
+            return point.new_zeros(len(point))
+        run = torch.linalg.vector_norm(point - self.points[-1], dim=-1)
+        rise = torch.linalg.vector_norm(image - self.images[-1], dim=-1)
+        far = run > math.sqrt(torch.finfo(run.dtype).eps) * (1 + _largest(point))
+        return torch.where(far, rise / torch.where(far, run, 1.0), 0.0)
+
+    def combined(self, image: Tensor, step: Tensor) -> Tensor:
+        """Return the combination of images whose steps, combined likewise, are the smallest."""
+        if not self.points or not self.depth:
+            return image
+        images = image[:, None] - torch.stack(self.images, 1)
+        steps = images - (image - step)[:, None] + torch.stack(self.points, 1)
+        gram = steps @ steps.mT
+        # Rows whose secants agree to rounding would make it singular.
+        ridge = gram.diagonal(dim1=-2, dim2=-1).sum(-1) * 8 * torch.finfo(gram.dtype).eps
+        ridge = ridge + torch.finfo(gram.dtype).tiny
+        eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+        share = torch.linalg.solve(gram + ridge[:, None, None] * eye, steps @ step[..., None])
+        return image - (share * images).sum(1)
 
 
 def implicit(inverse: FixedPoint, g: Map, y: Tensor, context: Tensor | None, x: Tensor) -> Tensor:
@@ -144,24 +229,19 @@ class _Implicit(torch.autograd.Function):
         gradient: Tensor,
     ) -> tuple[Tensor, None, None]:
         inverse, root, value = ctx.held
-        solution, scale = gradient, _largest(gradient)
-        going = torch.ones(len(gradient), dtype=torch.bool, device=gradient.device)
-        for _ in range(inverse.max_steps):
-            (product,) = torch.autograd.grad(value, root, solution, retain_graph=True)
-            new = gradient - product
-            gap = _largest(new - solution)
-            # A sample that has arrived stays: its gradient knows nothing of its batch mates.
-            open_ = going.reshape(-1, *(1,) * (gradient.dim() - 1))
-            solution = torch.where(open_, new, solution)
-            going = going & ~(gap <= inverse.tolerance * scale)
-            if not bool(going.any()):
-                return solution, None, None
-        lost = int(torch.nonzero(going)[0])
-        raise SolverError(
-            f"ResidualLayer.pull, backward: the gradient of sample {lost} did not converge within "
-            f"{inverse.max_steps} steps; lower the network's Lipschitz constant, raise max_steps, "
-            "or widen the tolerance"
-        )
+        size = _largest(gradient).clamp(min=torch.finfo(gradient.dtype).tiny)
+        size = size.reshape(-1, *(1,) * (gradient.dim() - 1))
+        unit = (gradient / size).reshape(len(gradient), gradient.shape[1:].numel())
+
+        def back(w: Tensor, rows: Tensor) -> Tensor:
+            whole = torch.zeros_like(gradient)
+            whole[rows] = w.reshape(len(w), *gradient.shape[1:])
+            (product,) = torch.autograd.grad(value, root, whole, retain_graph=True)
+            return product[rows].reshape(w.shape)
+
+        arrival = inverse.iterate(back, unit)
+        inverse.expect_arrival("ResidualLayer.pull, backward", arrival)
+        return arrival.x.reshape(gradient.shape) * size, None, None
 
 
 def _largest(x: Tensor) -> Tensor:
