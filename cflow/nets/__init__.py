@@ -5,6 +5,7 @@ from cflow.nets.attention import Cache, CausalNetwork, CausalTransformer
 from cflow.nets.conv import ConstantMaps, ConvNet, GatedConvNet
 from cflow.nets.dense import LipschitzDenseNet
 from cflow.nets.lipschitz import CLipSwish, Contraction, LipschitzConvNet, LipschitzMLP, LipSwish
+from cflow.nets.masked import MaskedMLP, adjacency_of_order, adjacency_of_passes
 from cflow.nets.mlp import MLP
 from cflow.nets.one_hot import OneHot
 from cflow.nets.spectral import SpectralConv2d, SpectralLinear, induced_bound, spectral_bound
@@ -24,11 +25,14 @@ __all__ = [
     "LipschitzConvNet",
     "LipschitzDenseNet",
     "LipschitzMLP",
+    "MaskedMLP",
     "OneHot",
     "SpectralConv2d",
     "SpectralLinear",
     "activate",
     "activate_with_slope",
+    "adjacency_of_order",
+    "adjacency_of_passes",
     "induced_bound",
     "spectral_bound",
 ]

@@ -1,6 +1,7 @@
 """Transports: layers (zero solver steps), the ODE (N steps), and how they combine."""
 
 from cflow.transport import masks
+from cflow.transport.autoregressive import AutoregressiveLayer
 from cflow.transport.bernstein import BernsteinMap
 from cflow.transport.channelwise import Channelwise, invertible_conv1x1
 from cflow.transport.conditioned import Conditioned
@@ -13,6 +14,8 @@ from cflow.transport.gaussianisation import GaussianisationMap
 from cflow.transport.guidance import Guidance, GuidedTransport
 from cflow.transport.householder import HouseholderLinear, QRLinear, SVDLinear
 from cflow.transport.image_coupling import ImageCouplingLayer
+from cflow.transport.incremental import Incremental
+from cflow.transport.inversion import GaussSeidel, Inversion, Jacobi, Passes
 from cflow.transport.learned import Elementwise
 from cflow.transport.linear import Permutation, Reshape
 from cflow.transport.logistic_mixture import LogisticMixtureMap
@@ -47,6 +50,7 @@ __all__ = [
     "Affine",
     "AffineMap",
     "Arrival",
+    "AutoregressiveLayer",
     "BernsteinMap",
     "Chain",
     "Channelwise",
@@ -58,6 +62,7 @@ __all__ = [
     "Elementwise",
     "ExactLogDet",
     "FixedPoint",
+    "GaussSeidel",
     "GaussianNoise",
     "GaussianisationMap",
     "Geometric",
@@ -65,7 +70,10 @@ __all__ = [
     "GuidedTransport",
     "HouseholderLinear",
     "ImageCouplingLayer",
+    "Incremental",
     "Inverse",
+    "Inversion",
+    "Jacobi",
     "LULinear",
     "LabelDropout",
     "Layer",
@@ -76,6 +84,7 @@ __all__ = [
     "MatrixLayer",
     "MovingBatchNorm",
     "NeuralMap",
+    "Passes",
     "Patches",
     "Permutation",
     "Poisson",

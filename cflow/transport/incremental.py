@@ -1,0 +1,236 @@
+"""Inversion of an autoregressive map in which every hidden unit is computed once.
+
+Units of a `MaskedMLP` are sorted by level: those of level d see features of depth below d only.
+Step d computes the units of level d, layer by layer, from them the parameters of the features of
+depth d, and these features. The whole inversion then costs the products of one pass. As products
+of a few rows are bound by memory, levels go in blocks: all that earlier blocks contribute to the
+units of a block comes from one product per layer, the steps inside add what the block itself holds.
+
+    block:  z[B] = W[B, <B] h[<B] + b,    step d in B:  z[d] += W[d, B <= d] h[B <= d]
+
+`solve_transposed` runs the same steps backward, to solve J^T a = b for the Jacobian J of the map.
+Everything is held as (units, samples), so that a block of units is one contiguous piece.
+
+Source: the cache of partial products is that of Ramachandran et al. (2017), Fast generation for
+convolutional autoregressive models, arXiv 1704.06001, in a network of full width.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from cflow.errors import ShapeError, expect_positive
+from cflow.nets import MaskedMLP
+from cflow.nets.masked import depths
+from cflow.transport.inversion import Inversion, Triangular, unrolled
+from cflow.transport.univariate import in_full_precision
+
+__all__ = ["Incremental", "solve_transposed"]
+
+_BLOCK = 16  # levels; see experiments/benchmarks/layers/sampling.py
+
+
+@dataclass(frozen=True)
+class Incremental(Inversion):
+    """Compute every hidden unit once, level by level, in blocks.
+
+    Exact. Conditioners other than `MaskedMLP`, and maps that differ from feature to feature, go
+    through one full pass for each level instead.
+
+    Attributes:
+        block: Levels in a block; None for 16.
+
+    Example:
+        >>> Incremental().block is None
+        True
+    """
+
+    block: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.block is not None:
+            expect_positive("Incremental", block=self.block)
+
+    def check(self, levels: int) -> None:
+        """Any graph will do."""
+
+    def solve(self, system: Triangular, y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        if system.net is None or not _same_for_all(system, y):
+            return unrolled(system, y, context)
+        return _invert(system, _Plan(system.net, context), y, self.block or _BLOCK)
+
+
+class _Plan:
+    """Hold a network's weights in use, sorted by level, and where each level ends."""
+
+    def __init__(self, net: MaskedMLP, context: Tensor | None) -> None:
+        self.net, layers = net, net.layers()
+        device, self.dtype = net.last.weight.device, net.last.weight.dtype
+        depth, each = (
+            depths(net.adjacency.cpu()) if net.depth is None else net.depth,
+            net.parameters_each,
+        )
+        self.levels = int(depth.max()) + 1
+        self.rank = depth.argsort(stable=True).to(device)
+        rows = (self.rank[:, None] * each + torch.arange(each, device=device)).flatten()
+        # ends[k][d + 1]: how many inputs (k = 0), or outputs of layer k - 1, have level d at most.
+        self.ends = [_ends(depth, self.levels), *(_ends(u, self.levels) for u in net.levels)]
+        self.ends.append([each * end for end in self.ends[0]])
+        self.weights, self.biases = [], []
+        for layer in layers:
+            weight, bias = layer.masked(), layer.bias[:, None]
+            inner = weight.shape[1] - net.context
+            if context is not None:
+                bias = torch.addmm(bias, weight[:, inner:], context.to(self.dtype).T)
+            weight = weight[:, :inner]
+            if layer is layers[0]:
+                weight = weight[:, self.rank]
+            if layer is layers[-1]:
+                weight, bias = weight[rows], bias[rows]
+            self.weights.append(weight)
+            self.biases.append(bias)
+
+    def sources(self, layer: int, level: int) -> int:
+        """Return how many inputs of a layer are known when its outputs of that level are due."""
+        return self.ends[0][level] if layer == 0 else self.ends[layer][level + 1]
+
+
+def _invert(system: Triangular, plan: _Plan, y: Tensor, block: int) -> tuple[Tensor, Tensor]:
+    """Return x and log|dx_i/dy_i|, `(rows, D)` each."""
+    net, ends, weights = plan.net, plan.ends, plan.weights
+    last, count, each = len(weights) - 1, len(y), net.parameters_each
+    target = y.T[plan.rank]
+    x = torch.empty_like(target)
+    wide = torch.promote_types(torch.promote_types(y.dtype, plan.dtype), torch.float32)
+    slopes = x.new_empty(x.shape, dtype=wide)
+    read = x if x.dtype == plan.dtype else x.new_empty(x.shape, dtype=plan.dtype)
+    held = [read, *(read.new_empty(len(w), count) for w in weights[:-1])]
+    for first in range(0, plan.levels, block):
+        stop = min(first + block, plan.levels)
+        theta = read.new_empty(ends[-1][stop] - ends[-1][first], count)
+        for k, weight in enumerate(weights):
+            known, a, b = ends[k][first], ends[k + 1][first], ends[k + 1][stop]
+            out = theta if k == last else held[k + 1][a:b]
+            if known:
+                torch.addmm(plan.biases[k][a:b], weight[a:b, :known], held[k][:known], out=out)
+            else:
+                out.copy_(plan.biases[k][a:b].expand_as(out))
+        for level in range(first, stop):
+            for k, weight in enumerate(weights):
+                known, a, b = ends[k][first], ends[k + 1][level], ends[k + 1][level + 1]
+                if a == b:
+                    continue
+                shift = ends[-1][first] if k == last else 0
+                out = (theta if k == last else held[k + 1])[a - shift : b - shift]
+                have = plan.sources(k, level)
+                if have > known:
+                    out.addmm_(weight[a:b, known:have], held[k][known:have])
+                if k < last:
+                    _activate(net, out)
+                    if net.joins(k):
+                        out += held[k][a:b]
+            a, b = ends[0][level], ends[0][level + 1]
+            piece = theta[each * a - ends[-1][first] : each * b - ends[-1][first]]
+            piece = piece.unflatten(0, (b - a, each)).permute(2, 0, 1)
+            found, slope = in_full_precision(system.univariate.pull, target[a:b].T, piece)
+            x[a:b] = found.T
+            slopes[a:b] = slope.T
+            if read is not x:
+                read[a:b] = x[a:b]
+    back = plan.rank.argsort()
+    return x[back].T.contiguous(), slopes[back].T.contiguous()
+
+
+@torch.no_grad()
+def solve_transposed(system: Triangular, x: Tensor, context: Tensor | None, grad: Tensor) -> Tensor:
+    """Solve J^T a = grad for J = d push / dx at x, through the levels from the last to the first.
+
+    Args:
+        system: The map; its conditioner must be a `MaskedMLP`.
+        x: Where the Jacobian is taken, `(rows, D)`.
+        context: Condition `(rows, context)`.
+        grad: The right-hand side, `(rows, D)`.
+
+    Returns:
+        The solution, `(rows, D)`.
+    """
+    plan = _Plan(system.net, context)  # type: ignore[arg-type]
+    slope, steering, gains = _local_slopes(system, plan, x)
+    net, ends, weights = plan.net, plan.ends, plan.weights
+    last, each = len(weights) - 1, net.parameters_each
+    wanted = grad.T[plan.rank].to(slope.dtype)
+    a = torch.empty_like(wanted)
+    # pulled[k]: gradient that has reached input k of the chain; sent[k]: that of layer k's product.
+    pulled = [wanted.new_zeros(w.shape[1], len(x), dtype=plan.dtype) for w in weights]
+    sent = [wanted.new_empty(len(w), len(x), dtype=plan.dtype) for w in weights]
+    for stop in range(plan.levels, 0, -_BLOCK):
+        first = max(stop - _BLOCK, 0)
+        for level in range(stop - 1, first - 1, -1):
+            i, j = ends[0][level], ends[0][level + 1]
+            a[i:j] = (wanted[i:j] - pulled[0][i:j]) / slope[i:j]
+            steered = a[i:j, None] * steering[i:j]
+            sent[last][each * i : each * j] = steered.flatten(0, 1)
+            for k in range(last, -1, -1):
+                if k == 0 and level == first:
+                    break
+                at = level if k else level - 1  # inputs, unlike units, are read one level later
+                i, j = ends[k][at], ends[k][at + 1]
+                c, d = ends[k + 1][level], ends[k + 1][stop]
+                if i == j:
+                    continue
+                if c < d:
+                    pulled[k][i:j].addmm_(weights[k][c:d, i:j].T, sent[k][c:d])
+                if k:
+                    torch.mul(pulled[k][i:j], gains[k - 1][i:j], out=sent[k - 1][i:j])
+                    if net.joins(k - 1):
+                        pulled[k - 1][i:j] += pulled[k][i:j]
+        for k, weight in enumerate(weights):
+            known, c, d = ends[k][first], ends[k + 1][first], ends[k + 1][stop]
+            if known and c < d:
+                pulled[k][:known].addmm_(weight[c:d, :known].T, sent[k][c:d])
+    return a[plan.rank.argsort()].T.to(grad.dtype)
+
+
+def _local_slopes(
+    system: Triangular, plan: _Plan, x: Tensor
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Return dg/dx (D, rows), dg/dtheta (D, parameters, rows), and each layer's activation'."""
+    net, gains = plan.net, []
+    h = x.T[plan.rank].to(plan.dtype)
+    for k, (weight, bias) in enumerate(zip(plan.weights[:-1], plan.biases, strict=False)):
+        z = torch.addmm(bias, weight, h)
+        with torch.enable_grad():
+            z.requires_grad_()
+            new = net.activation(z)
+            gains.append(torch.autograd.grad(new.sum(), z)[0])
+        h = h + new.detach() if net.joins(k) else new.detach()
+    theta = torch.addmm(plan.biases[-1], plan.weights[-1], h)
+    back = plan.rank.argsort()
+    theta = theta.unflatten(0, (-1, net.parameters_each))[back].permute(2, 0, 1)
+    with torch.enable_grad():
+        own, theta = x.detach().requires_grad_(), theta.detach().requires_grad_()
+        y = in_full_precision(system.univariate.push, own, theta)[0]
+        slope, steering = torch.autograd.grad(y.sum(), (own, theta))
+    return slope.T[plan.rank], steering.permute(1, 2, 0)[plan.rank].to(slope.dtype), gains
+
+
+def _activate(net: MaskedMLP, z: Tensor) -> None:
+    if net.activation is functional.silu or net.activation is functional.relu:
+        net.activation(z, inplace=True)  # type: ignore[call-arg]
+    else:
+        z.copy_(net.activation(z))
+
+
+def _ends(levels: Tensor, count: int) -> list[int]:
+    return [0, *torch.bincount(levels, minlength=count).cumsum(0).tolist()]
+
+
+def _same_for_all(system: Triangular, y: Tensor) -> bool:
+    """Say whether the map takes some features without the others."""
+    try:
+        system.univariate.pull(y.new_zeros(1, 1), y.new_zeros(1, 1, system.univariate.parameters))
+    except ShapeError:
+        return False
+    return True
