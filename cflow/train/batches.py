@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from cflow.errors import DomainError, ShapeError, expect_finite
 
-__all__ = ["TrainingData", "batches", "check_data", "size"]
+__all__ = ["TrainingData", "batches", "check_data", "in_order", "size"]
 
 TrainingData: TypeAlias = Tensor | tuple[Tensor, ...] | Dataset[Any]
 """Points, points with contexts, or a map-style dataset of either."""
@@ -76,6 +76,22 @@ def batches(
         for position, part in enumerate(parts):
             expect_finite("batches", f"part {position} of a batch", part)
         yield parts
+
+
+def in_order(data: TrainingData, batch: int) -> Iterator[tuple[Tensor, ...]]:
+    """Give every example once, in order, the last batch as long as it comes.
+
+    Example:
+        >>> [len(x) for x, in in_order(torch.arange(5), 2)]
+        [2, 2, 1]
+    """
+    if isinstance(data, Tensor | tuple):
+        tensors = data if isinstance(data, tuple) else (data,)
+        for k in range(0, size(data), batch):
+            yield tuple(t[k : k + batch] for t in tensors)
+        return
+    for item in DataLoader(data, batch_size=batch):
+        yield tuple(item) if isinstance(item, list | tuple) else (item,)
 
 
 def _order(count: int, batch: int, seed: int, start: int) -> Iterator[Tensor]:

@@ -6,7 +6,7 @@ for each step: loss -> finite? -> backward -> clip -> finite? -> step -> average
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -15,14 +15,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from cflow.errors import CheckpointError, DomainError, TrainingError, expect_positive
-from cflow.train.batches import TrainingData, batches, check_data, size
+from cflow.train.average import averaged
+from cflow.train.batches import TrainingData, batches, check_data, in_order, size
 from cflow.train.checkpoint import read_checkpoint, write_checkpoint
 from cflow.train.monitor import Monitor
 from cflow.train.schedule import ConstantRate, Schedule
+from cflow.train.watch import Watch, observe
 from cflow.transport import ODE
 
 __all__ = ["TrainResult", "Trainer"]
@@ -38,8 +39,9 @@ class TrainResult:
     Attributes:
         step: Steps taken in all, resumed ones included.
         history: Figures by step: `loss`, `rate`, `grad_norm`, and `validation` where it was taken;
-            where the loss solved an ODE also `nfe_forward` and `nfe_backward`, the mean number of
-            field evaluations for an example of that batch in the loss and in its gradient.
+            the figures of watches; where the loss solved an ODE also `nfe_forward` and
+            `nfe_backward`, the mean number of field evaluations for an example of that batch in
+            the loss and in its gradient.
         best_step: Step of the best validation, or None without validation.
         best_value: Its value.
         stopped_early: Whether patience ran out.
@@ -73,6 +75,8 @@ class Trainer:
         folder: Where checkpoints go; None for none.
         checkpoint_every: Steps between checkpoints.
         validate_every: Steps between validations.
+        watch: What to look at every `validate_every` steps, with validation data or without; see
+            `watch.py`. It sees the averaged weights where there are such.
         patience: Validations without improvement after which the training stops.
         monitor: Where figures are reported.
         log_every: Steps between reports.
@@ -104,6 +108,7 @@ class Trainer:
     folder: str | os.PathLike[str] | None = None
     checkpoint_every: int = 500
     validate_every: int = 100
+    watch: Sequence[Watch] = ()
     patience: int | None = None
     monitor: Monitor | None = None
     log_every: int = 20
@@ -148,8 +153,8 @@ class Trainer:
             ShapeError: The data is empty or ragged.
             CheckpointError: The folder cannot be written, or its checkpoint is truncated or
                 belongs to another model.
-            TrainingError: The loss, its gradient or the validation was not finite; names the step
-                and the last good checkpoint.
+            TrainingError: The loss, its gradient or the validation was not finite (names the step
+                and the last good checkpoint), or a watch ended the training.
         """
         check_data("Trainer.fit", data)
         if validation is not None:
@@ -166,6 +171,8 @@ class Trainer:
                 figures = run.advance(batch)
                 if validation is not None and run.due(self.validate_every):
                     run.validate(validation)
+                if self.watch and run.due(self.validate_every):
+                    run.look()
                 if run.due(self.checkpoint_every):
                     run.save()
                 bar.set_postfix(loss=f"{figures['loss']:.4g}", refresh=False)
@@ -187,7 +194,7 @@ class _Run:
             group.setdefault("initial_lr", group["lr"])
         self.average = None
         if trainer.ema is not None:
-            self.average = AveragedModel(trainer.model, avg_fn=_warmed_average(trainer.ema))
+            self.average = averaged(trainer.model, trainer.ema)
         self.generator = torch.Generator(self.device).manual_seed(trainer.seed)
         self.path = None if trainer.folder is None else Path(trainer.folder) / CHECKPOINT
         self.settings = {
@@ -277,7 +284,7 @@ class _Run:
         was_training = model.training
         model.eval()
         total, count = 0.0, 0
-        for batch in _in_order(data, trainer.batch):
+        for batch in in_order(data, trainer.batch):
             moved = (b.to(self.device) for b in batch)
             total += trainer.loss(model, *moved, generator=generator).mean().item() * len(batch[0])
             count += len(batch[0])
@@ -291,6 +298,10 @@ class _Run:
             self.waited = 0
         else:
             self.waited += 1
+
+    def look(self) -> None:
+        """Report what the watches see."""
+        self._report(observe(self.of.watch, self.trained, self.device))
 
     def save(self) -> None:
         """Write the checkpoint."""
@@ -366,23 +377,3 @@ class _Run:
 def _evaluations(model: nn.Module) -> int:
     """Return how often fields were evaluated in solves so far, once for each example."""
     return sum(part.evaluations for part in model.modules() if isinstance(part, ODE))
-
-
-def _in_order(data: TrainingData, batch: int) -> Iterator[tuple[Tensor, ...]]:
-    if isinstance(data, Tensor | tuple):
-        tensors = data if isinstance(data, tuple) else (data,)
-        for k in range(0, size(data), batch):
-            yield tuple(t[k : k + batch] for t in tensors)
-        return
-    for item in torch.utils.data.DataLoader(data, batch_size=batch):
-        yield tuple(item) if isinstance(item, list | tuple) else (item,)
-
-
-def _warmed_average(decay: float) -> Callable[[Tensor, Tensor, Tensor | int], Tensor]:
-    """Average with a decay that starts low, so that the first weights are soon forgotten."""
-
-    def average(old: Tensor, new: Tensor, count: Tensor | int) -> Tensor:
-        n = float(count)
-        return torch.lerp(new, old, min(decay, (1 + n) / (10 + n)))
-
-    return average
