@@ -143,7 +143,8 @@ class MaskedMLP(nn.Module):
             sets = sets[sets.any(1)]  # units that read nothing are of no use
         level = sets.sum(1) if depth is None else torch.where(sets, depth + 1, 0).amax(1)
         sets, level = sets[level.argsort(stable=True)], level.sort().values
-        self.depth = depth  # None where the adjacency is no graph of features
+        # Numbers, not tensors: they decide about steps. Empty if this is no graph of features.
+        self.depth: tuple[int, ...] = () if depth is None else tuple(depth.tolist())
         self.levels: list[Tensor] = []
         below, reach = torch.eye(adjacency.shape[1]).bool(), torch.eye(adjacency.shape[1])
         for layer in self.layers():

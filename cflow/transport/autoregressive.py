@@ -77,22 +77,21 @@ class AutoregressiveLayer(Layer):
             if adjacency is not None:
                 raise DomainError("AutoregressiveLayer: a MaskedMLP brings its own adjacency")
             depths(conditioner.adjacency)
-            self._depth = None
+            self._depth = ()
         else:
             if adjacency is None:
                 raise DomainError(
                     "AutoregressiveLayer: a conditioner other than MaskedMLP needs an adjacency, "
                     "such as cflow.nets.adjacency_of_order(range(features))"
                 )
-            self._depth = depths(torch.as_tensor(adjacency, dtype=torch.bool))
-        self.inversion.check(int(self.depth.max()) + 1)
+            self._depth = tuple(depths(torch.as_tensor(adjacency, dtype=torch.bool)).tolist())
+        self.inversion.check(max(self.depth) + 1)
 
     @property
-    def depth(self) -> Tensor:
-        """For each feature the number of passes after which a pull knows it, less one, `(D,)`."""
-        if self._depth is not None:
-            return self._depth
-        return self.conditioner.depth  # type: ignore[union-attr]
+    def depth(self) -> tuple[int, ...]:
+        """For each feature the longest chain of features that leads to it."""
+        net = self.conditioner
+        return net.depth if isinstance(net, MaskedMLP) else self._depth
 
     def _push(
         self, x: Tensor, context: Tensor | None, *, tracked: bool
@@ -132,5 +131,5 @@ class AutoregressiveLayer(Layer):
 
 def _traced() -> bool:
     """Say whether values are unknown here, or gradients not those of plain autograd."""
-    level = torch._C._functorch.maybe_current_level()  # pyright: ignore[reportAttributeAccessIssue]
+    level = torch._C._functorch.maybe_current_level()  # type: ignore[attr-defined]
     return torch.compiler.is_compiling() or level is not None

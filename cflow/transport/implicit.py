@@ -47,7 +47,10 @@ class _Solution(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+    def backward(  # type: ignore[override]
+        ctx: Any,  # noqa: ANN401
+        *grads: Tensor,
+    ) -> tuple[Tensor | None, ...]:
         x, context = ctx.saved_tensors
         solve = substitute if ctx.system.net is None else solve_transposed
         return solve(ctx.system, x, context, grads[0]), None, None, None

@@ -23,7 +23,6 @@ from torch.nn import functional
 
 from cflow.errors import ShapeError, expect_positive
 from cflow.nets import MaskedMLP
-from cflow.nets.masked import depths
 from cflow.transport.inversion import Inversion, Triangular, unrolled
 from cflow.transport.univariate import in_full_precision
 
@@ -68,10 +67,7 @@ class _Plan:
     def __init__(self, net: MaskedMLP, context: Tensor | None) -> None:
         self.net, layers = net, net.layers()
         device, self.dtype = net.last.weight.device, net.last.weight.dtype
-        depth, each = (
-            depths(net.adjacency.cpu()) if net.depth is None else net.depth,
-            net.parameters_each,
-        )
+        depth, each = torch.tensor(net.depth), net.parameters_each
         self.levels = int(depth.max()) + 1
         self.rank = depth.argsort(stable=True).to(device)
         rows = (self.rank[:, None] * each + torch.arange(each, device=device)).flatten()

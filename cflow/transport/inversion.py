@@ -30,19 +30,19 @@ class Triangular:
     Attributes:
         steer: `steer(x, context) -> theta`, `(*batch, D, parameters)`.
         univariate: The map g of one number.
-        depth: For each feature the longest chain of features that leads to it, `(D,)`.
+        depth: For each feature the longest chain of features that leads to it.
         net: The network behind `steer`, where it is a `MaskedMLP`.
     """
 
     steer: Callable[[Tensor, Tensor | None], Tensor]
     univariate: UnivariateMap
-    depth: Tensor
+    depth: tuple[int, ...]
     net: MaskedMLP | None = None
 
     @property
     def levels(self) -> int:
         """How many passes find every feature."""
-        return int(self.depth.max()) + 1
+        return max(self.depth) + 1
 
     def push(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return y and the log-slopes log|dy_i/dx_i|."""
@@ -74,7 +74,7 @@ def unrolled(system: Triangular, y: Tensor, context: Tensor | None) -> tuple[Ten
 
     Features not yet known stand at zero meanwhile, so no far value of theirs can do harm.
     """
-    depth = system.depth.to(y.device)
+    depth = torch.tensor(system.depth, device=y.device)
     x = torch.zeros_like(y)
     slopes = x
     for level in range(system.levels):
@@ -138,7 +138,7 @@ class Jacobi(Inversion):
         """Any graph will do."""
 
     def solve(self, system: Triangular, y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        everything = torch.ones_like(system.depth, dtype=torch.bool).to(y.device)
+        everything = torch.ones(y.shape[-1], dtype=torch.bool, device=y.device)
         start = torch.zeros_like(y)
         x = _settle(self, system, start, y, context, everything, system.levels)
         return x, system.sweep(x, y, context)[1]
@@ -171,7 +171,7 @@ class GaussSeidel(Inversion):
         """Any graph will do."""
 
     def solve(self, system: Triangular, y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        depth, x = system.depth.to(y.device), torch.zeros_like(y)
+        depth, x = torch.tensor(system.depth, device=y.device), torch.zeros_like(y)
         for first in range(0, system.levels, self.block):
             last = min(first + self.block, system.levels)
             inside = (depth >= first) & (depth < last)

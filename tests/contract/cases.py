@@ -5,6 +5,7 @@ A new class joins by one line here.
 
 import torch
 from case import TransportCase
+from cases_autoregressive import CASES as AUTOREGRESSIVE_CASES
 from cases_images import CASES as IMAGE_CASES
 from cases_linear import CASES as LINEAR_CASES
 from cases_residual import CASES as RESIDUAL_CASES
@@ -211,6 +212,7 @@ TRANSPORTS = [
         round_trip=1e-5,
         jacobian=1e-5,
     ),
+    *AUTOREGRESSIVE_CASES,
     *RESIDUAL_CASES,
     *TRANSFORMER_CASES,
     *IMAGE_CASES,
