@@ -11,10 +11,10 @@ Source: Meng et al. (2020), Gaussianization flows, arXiv 2003.01941, section 3.1
 
 import math
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
 
 from cflow.errors import DomainError, expect_positive
 from cflow.transport.inverse_root import root
@@ -72,14 +72,14 @@ class GaussianisationMap(UnivariateMap):
     def _push(self, x: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
         mixture = units(theta, log_range=self.log_range, anchor=self.anchor)
         z = mixture.inner(x)
-        below = torch.logsumexp(mixture.log_weight + torch.special.log_ndtr(z), -1)
-        above = torch.logsumexp(mixture.log_weight + torch.special.log_ndtr(-z), -1)
+        below = torch.logsumexp(mixture.log_weight + _log_normal_cdf(z), -1)
+        above = torch.logsumexp(mixture.log_weight + _log_normal_cdf(-z), -1)
         upper = above < below
         sign = 1 - 2 * upper.to(x.dtype)  # mirrored where the upper tail is the smaller one
         tail = torch.where(upper, above, below)
         mirrored = log_normal_quantile(tail)
         z = z * sign[..., None]
-        share = mixture.log_weight + torch.special.log_ndtr(z) - tail[..., None]
+        share = mixture.log_weight + _log_normal_cdf(z) - tail[..., None]
         slope = torch.logsumexp(share + mixture.log_slope + _log_mills(z), -1)
         return sign * mirrored, slope - _log_mills(mirrored)
 
@@ -100,7 +100,7 @@ def log_normal_quantile(log_p: Tensor) -> Tensor:
         >>> log_normal_quantile(torch.tensor([-50.0, -1.0]).double()).round(decimals=4)
         tensor([-9.6748, -0.3375], dtype=torch.float64)
     """
-    return _LogNormalQuantile.apply(log_p)
+    return cast(Tensor, _LogNormalQuantile.apply(log_p))
 
 
 class _LogNormalQuantile(torch.autograd.Function):
@@ -114,17 +114,55 @@ class _LogNormalQuantile(torch.autograd.Function):
         far = (-2 * log_p.clamp_max(-3.0) - math.log(2 * math.pi)).clamp_min(0.1)
         t = torch.where(log_p < -10.0, -(far - far.log()).clamp_min(0.1).sqrt(), near)
         for _ in range(3):
-            t = t - (torch.special.log_ndtr(t) - log_p) * (-_log_mills(t)).exp()
+            t = t - (_log_cdf(t) - log_p) * (-_log_mills(t)).exp()
         return t
 
     @staticmethod
-    def setup_context(ctx: FunctionCtx, inputs: tuple[Tensor], output: Tensor) -> None:
+    def setup_context(
+        ctx: Any,  # noqa: ANN401
+        inputs: tuple[Tensor],
+        output: Tensor,
+    ) -> None:
         ctx.save_for_backward(output)
 
     @staticmethod
-    def backward(ctx: FunctionCtx, grad: Tensor) -> Tensor:  # type: ignore[override]
-        (t,) = ctx.saved_tensors  # type: ignore[attr-defined]
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]  # noqa: ANN401
+        (t,) = ctx.saved_tensors
         return grad * (-_log_mills(t)).exp()
+
+
+def _log_normal_cdf(z: Tensor) -> Tensor:
+    return cast(Tensor, _LogNormalCdf.apply(z))
+
+
+class _LogNormalCdf(torch.autograd.Function):
+    """log Phi, with h = phi / Phi for its derivative, which `log_ndtr` loses in far tails."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(z: Tensor) -> Tensor:
+        return _log_cdf(z)
+
+    @staticmethod
+    def setup_context(
+        ctx: Any,  # noqa: ANN401
+        inputs: tuple[Tensor],
+        output: Tensor,
+    ) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]  # noqa: ANN401
+        (z,) = ctx.saved_tensors
+        return grad * _log_mills(z).exp()
+
+
+def _log_cdf(z: Tensor) -> Tensor:
+    """Return log Phi(z); unlike `torch.special.log_ndtr` this has batching rules."""
+    low, high = z.clamp_max(0.0), z.clamp_min(0.0)
+    below = torch.log(0.5 * torch.special.erfcx(-low * math.sqrt(0.5))) - 0.5 * low * low
+    return torch.where(z < 0, below, torch.log1p(-0.5 * torch.erfc(high * math.sqrt(0.5))))
 
 
 def _log_mills(z: Tensor) -> Tensor:
@@ -133,4 +171,6 @@ def _log_mills(z: Tensor) -> Tensor:
     below = 0.5 * math.log(2 / math.pi) - torch.special.erfcx(-low * math.sqrt(0.5)).log()
     high = z.clamp_min(5.0)
     above = -0.5 * high * high - 0.5 * math.log(2 * math.pi)
-    return torch.where(z < 5.0, below, above - torch.special.log_ndtr(high))
+    return torch.where(
+        z < 5.0, below, above - torch.log1p(-0.5 * torch.erfc(high * math.sqrt(0.5)))
+    )

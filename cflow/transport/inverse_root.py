@@ -83,18 +83,19 @@ def _search(push: Move, y: Tensor, theta: Tensor, low: Tensor, high: Tensor, ste
     return x
 
 
-def bracket(push: Move, y: Tensor, theta: Tensor, *, doublings: int = 12) -> tuple[Tensor, Tensor]:
-    """Return numbers around the roots of maps of the whole line, by fourfold growing steps from y.
+def bracket(push: Move, y: Tensor, theta: Tensor, *, moves: int = 12) -> tuple[Tensor, Tensor]:
+    """Return numbers around the roots of maps of the whole line, by steps that grow fourfold.
 
     Args:
         push: The map.
         y: Its values.
         theta: Its parameters.
-        doublings: Times that both ends move out; they reach 4^doublings from y, about 1.7e7.
+        moves: Times that both ends move out, to 4^moves (1 + |y|) from y in the end.
     """
-    low, high = y - 1, y + 1
-    for k in range(doublings):
-        reach = 4.0 ** (k + 1)
+    size = 1 + y.abs()
+    low, high = y - size, y + size
+    for k in range(moves):
+        reach = 4.0 ** (k + 1) * size
         low = torch.where(push(low, theta)[0] > y, y - reach, low)
         high = torch.where(push(high, theta)[0] < y, y + reach, high)
     return low, high

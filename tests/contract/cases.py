@@ -10,6 +10,7 @@ from cases_images import CASES as IMAGE_CASES
 from cases_linear import CASES as LINEAR_CASES
 from cases_residual import CASES as RESIDUAL_CASES
 from cases_transformer import CASES as TRANSFORMER_CASES
+from cases_univariate import CASES as UNIVARIATE_CASES
 from torch import Tensor, nn
 
 from cflow import recipes
@@ -217,4 +218,5 @@ TRANSPORTS = [
     *TRANSFORMER_CASES,
     *IMAGE_CASES,
     *LINEAR_CASES,
+    *UNIVARIATE_CASES,
 ]
