@@ -77,13 +77,13 @@ def test_modes_and_random_state_are_left_as_they_were() -> None:
 
     flow = flow_of().train()
     flow.transport.eval()
+    watches = all_watches()
     state = torch.get_rng_state()
-    found = observe([*all_watches()], flow, torch.device("cpu"))
+    found = observe(watches, flow, torch.device("cpu"))
     assert torch.equal(torch.get_rng_state(), state)
     assert flow.training
     assert not any(m.training for m in flow.transport.modules())
     assert len(found) > 3
-    torch.set_rng_state(state)
     drawing = lambda model, *, generator: {"noise": torch.randn(()).item()}
     observe([drawing], flow, torch.device("cpu"))
     assert torch.equal(torch.get_rng_state(), state)
