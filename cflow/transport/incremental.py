@@ -82,11 +82,19 @@ class _Plan:
                 bias = torch.addmm(bias, weight[:, inner:], context.to(self.dtype).T)
             weight = weight[:, :inner]
             if layer is layers[0]:
-                weight = weight[:, self.rank]
+                weight = weight.index_select(1, self.rank)
             if layer is layers[-1]:
-                weight, bias = weight[rows], bias[rows]
+                weight, bias = weight.index_select(0, rows), bias.index_select(0, rows)
             self.weights.append(weight)
             self.biases.append(bias)
+
+    def sorted(self, rows: Tensor) -> Tensor:
+        """Turn `(rows, D)` into `(D, rows)`, features by depth."""
+        return rows.T.contiguous().index_select(0, self.rank)
+
+    def unsorted(self, columns: Tensor) -> Tensor:
+        """Undo `sorted`."""
+        return columns.index_select(0, self.rank.argsort()).T.contiguous()
 
     def sources(self, layer: int, level: int) -> int:
         """Return how many inputs of a layer are known when its outputs of that level are due."""
@@ -97,7 +105,7 @@ def _invert(system: Triangular, plan: _Plan, y: Tensor, block: int) -> tuple[Ten
     """Return x and log|dx_i/dy_i|, `(rows, D)` each."""
     net, ends, weights = plan.net, plan.ends, plan.weights
     last, count, each = len(weights) - 1, len(y), net.parameters_each
-    target = y.T[plan.rank]
+    target = plan.sorted(y)
     x = torch.empty_like(target)
     wide = torch.promote_types(torch.promote_types(y.dtype, plan.dtype), torch.float32)
     slopes = x.new_empty(x.shape, dtype=wide)
@@ -131,12 +139,11 @@ def _invert(system: Triangular, plan: _Plan, y: Tensor, block: int) -> tuple[Ten
             piece = theta[each * a - ends[-1][first] : each * b - ends[-1][first]]
             piece = piece.unflatten(0, (b - a, each)).permute(2, 0, 1)
             found, slope = in_full_precision(system.univariate.pull, target[a:b].T, piece)
-            x[a:b] = found.T
-            slopes[a:b] = slope.T
+            x[a:b].copy_(found.T)
+            slopes[a:b].copy_(slope.T)
             if read is not x:
-                read[a:b] = x[a:b]
-    back = plan.rank.argsort()
-    return x[back].T.contiguous(), slopes[back].T.contiguous()
+                read[a:b].copy_(x[a:b])
+    return plan.unsorted(x), plan.unsorted(slopes)
 
 
 @torch.no_grad()
@@ -156,7 +163,7 @@ def solve_transposed(system: Triangular, x: Tensor, context: Tensor | None, grad
     slope, steering, gains = _local_slopes(system, plan, x)
     net, ends, weights = plan.net, plan.ends, plan.weights
     last, each = len(weights) - 1, net.parameters_each
-    wanted = grad.T[plan.rank].to(slope.dtype)
+    wanted = plan.sorted(grad).to(slope.dtype)
     a = torch.empty_like(wanted)
     # pulled[k]: gradient that has reached input k of the chain; sent[k]: that of layer k's product.
     pulled = [wanted.new_zeros(w.shape[1], len(x), dtype=plan.dtype) for w in weights]
@@ -186,7 +193,7 @@ def solve_transposed(system: Triangular, x: Tensor, context: Tensor | None, grad
             known, c, d = ends[k][first], ends[k + 1][first], ends[k + 1][stop]
             if known and c < d:
                 pulled[k][:known].addmm_(weight[c:d, :known].T, sent[k][c:d])
-    return a[plan.rank.argsort()].T.to(grad.dtype)
+    return plan.unsorted(a).to(grad.dtype)
 
 
 def _local_slopes(
@@ -194,7 +201,7 @@ def _local_slopes(
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     """Return dg/dx (D, rows), dg/dtheta (D, parameters, rows), and each layer's activation'."""
     net, gains = plan.net, []
-    h = x.T[plan.rank].to(plan.dtype)
+    h = plan.sorted(x).to(plan.dtype)
     for k, (weight, bias) in enumerate(zip(plan.weights[:-1], plan.biases, strict=False)):
         z = torch.addmm(bias, weight, h)
         with torch.enable_grad():
@@ -209,7 +216,7 @@ def _local_slopes(
         own, theta = x.detach().requires_grad_(), theta.detach().requires_grad_()
         y = in_full_precision(system.univariate.push, own, theta)[0]
         slope, steering = torch.autograd.grad(y.sum(), (own, theta))
-    return slope.T[plan.rank], steering.permute(1, 2, 0)[plan.rank].to(slope.dtype), gains
+    return plan.sorted(slope), steering.permute(1, 2, 0)[plan.rank].to(slope.dtype), gains
 
 
 def _activate(net: MaskedMLP, z: Tensor) -> None:
