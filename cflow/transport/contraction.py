@@ -5,7 +5,7 @@
 Banach's theorem promises convergence by the Lipschitz constant L of g a step; the error of x is at
 most residual / (1 - L), relatively. Anderson's acceleration combines the last few T(x) such that
 their residuals cancel, and is held to account: a point that does not improve is given up for the
-plain step. Gradients come from the implicit function theorem: with J = dg/dx at the solution,
+plain steps. Gradients come from the implicit function theorem: with J = dg/dx at the solution,
 dx = (I + J)^-1 (dy - dg), and the transposed system is solved by the same iteration.
 Source: Behrmann et al. (2019), Invertible residual networks, arXiv 1811.00995, algorithm 1; Walker
 and Ni (2011), Anderson acceleration for fixed-point iterations, SIAM Journal on Numerical Analysis
@@ -95,14 +95,16 @@ class FixedPoint:
         """Run the iteration on rows `(rows, size)`; g takes points and the indices of their rows.
 
         In the loop, `new` is T(here) and `step` their difference; `safe` is the plain step from the
-        last point that was kept, whose step had length `kept`, and `plain` marks those who took it.
+        last point that was kept, whose step had length `kept`. A combined point that does not
+        shorten the step is given up for `safe`, and the sample takes plain steps, `wait` of them,
+        twice as many at each failure: in all, few more than without acceleration.
         """
         x, residual = y.clone(), y.new_full((len(y),), math.inf)
         slope, steps = torch.zeros_like(residual), torch.zeros_like(residual, dtype=torch.long)
         active = torch.arange(len(y), device=y.device)
         here, target, safe = y, y, y
-        kept, plain = residual.clone(), torch.ones_like(active, dtype=torch.bool)
-        steepest, past = slope.clone(), _Past(self.depth)
+        kept, steepest, past = residual.clone(), slope.clone(), _Past(self.depth)
+        wait, fine = torch.ones_like(active), torch.ones_like(active)  # the first step is plain
         limit = 1.01 * math.sqrt(y.shape[1])
         for count in range(1, self.max_steps + 1):
             if not len(active):
@@ -119,19 +121,19 @@ class FixedPoint:
                 gone, stays = active[leaves], ~leaves
                 x[gone], residual[gone], steps[gone] = here[leaves], gap[leaves], count
                 slope[gone] = steepest[leaves]
-                rows = (active, here, target, new, step, length, kept, plain, safe, steepest)
-                active, here, target, new, step, length, kept, plain, safe, steepest = (
+                rows = (active, here, target, new, step, length, kept, wait, fine, safe, steepest)
+                active, here, target, new, step, length, kept, wait, fine, safe, steepest = (
                     leaf[stays] for leaf in rows
                 )
                 past.keep(stays)
-            failed = ~plain & ~(length <= 0.95 * kept)
-            accelerated = bool(self.depth and past.points)
+            failed = (wait == 0) & ~(length < kept) & (self.depth > 0)
             bold = past.combined(new, step)
             past.add(here, new)
             kept = torch.where(failed, kept, length)
-            here = torch.where(failed[:, None], safe, bold)
             safe = torch.where(failed[:, None], safe, new)
-            plain = failed if accelerated else torch.ones_like(failed)
+            wait = torch.where(failed, fine, (wait - 1).clamp(min=0))
+            fine = torch.where(failed, 2 * fine, fine)
+            here = torch.where((wait > 0)[:, None], safe, bold)
         return Arrival(x, residual, slope, steps, (residual <= self.tolerance) & (slope <= limit))
 
     def expect_arrival(self, where: str, arrival: Arrival) -> None:

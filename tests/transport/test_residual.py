@@ -130,6 +130,28 @@ def test_an_estimating_flow_says_so_and_its_standard_error_is_honest() -> None:
     assert error.mean() > 1e-3
 
 
+def test_repeats_draw_their_own_number_of_terms() -> None:
+    """In one dimension the trace of a random sign is exact: all error is that of the cut."""
+    torch.manual_seed(0)
+    net = LipschitzMLP(1, hidden_features=(8,), coefficient=0.7)
+    optimizer, x = torch.optim.Adam(net.parameters(), lr=1e-2), torch.randn(400, 1)
+    for _ in range(100):
+        optimizer.zero_grad()
+        (net(x) - x).square().mean().backward()
+        optimizer.step()
+    layer = ResidualLayer(net, logdet=RussianRoulette(Geometric(0.4), exact_terms=0))
+    made = Flow(Gaussian(1), Inverse(layer))
+    with torch.no_grad():
+        truth = Flow(Gaussian(1), with_logdet(made.transport, ExactLogDet())).log_prob(x)
+        mean, error = made.log_prob_with_error(
+            x, repeats=200, generator=torch.Generator().manual_seed(0)
+        )
+    z = (mean - truth) / error
+    assert error.min() > 1e-3
+    assert abs(float(z.mean())) < 0.35  # 400 samples: 0 +- 0.05, and a little for skew
+    assert abs(float(z.std()) - 1) < 0.25
+
+
 def test_both_directions_estimate_the_same_density() -> None:
     made, x = flow(RussianRoulette(exact_terms=6)), torch.randn(2000, 3)
     exact = Flow(Gaussian(3), with_logdet(made.transport, ExactLogDet()))
