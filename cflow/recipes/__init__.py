@@ -1,26 +1,43 @@
 """Recipes: functions that build a flow from a few numbers, and `load`, which rebuilds it."""
 
+from cflow.recipes.bernstein import bernstein
 from cflow.recipes.cnf import cnf
 from cflow.recipes.exact_cnf import exact_cnf
 from cflow.recipes.ffjord import ffjord
+from cflow.recipes.flowpp import flowpp
+from cflow.recipes.gaussianization import gaussianization
 from cflow.recipes.glow import glow
 from cflow.recipes.images import images
 from cflow.recipes.invertible_densenet import invertible_densenet
+from cflow.recipes.maf import iaf, maf
+from cflow.recipes.naf import naf
+from cflow.recipes.nice import nice
+from cflow.recipes.nsf import nsf
 from cflow.recipes.realnvp import realnvp
 from cflow.recipes.recipe import load, recipe
 from cflow.recipes.residual import residual
 from cflow.recipes.tarflow import tarflow
+from cflow.recipes.umnn import umnn
 
 __all__ = [
+    "bernstein",
     "cnf",
     "exact_cnf",
     "ffjord",
+    "flowpp",
+    "gaussianization",
     "glow",
+    "iaf",
     "images",
     "invertible_densenet",
     "load",
+    "maf",
+    "naf",
+    "nice",
+    "nsf",
     "realnvp",
     "recipe",
     "residual",
     "tarflow",
+    "umnn",
 ]

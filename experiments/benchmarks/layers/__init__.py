@@ -1,0 +1,1 @@
+"""Layers beside zuko, nflows and normflows: training steps and samples."""

@@ -1,0 +1,1 @@
+"""Density of five UCI tables with any recipe."""
