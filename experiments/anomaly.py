@@ -54,7 +54,7 @@ class Settings:
     noise: float = 0.1  # standard deviations of the columns
     transforms: int = 5
     width: int = 64  # units in each of two hidden layers
-    epochs: int = 200
+    epochs: int = 2000  # at most, and patience ends most trainings sooner
     steps: int = 3000  # optimiser steps at most
     seed: int = 0
     smoke: bool = False  # a few steps of everything

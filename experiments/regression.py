@@ -53,11 +53,11 @@ class Settings:
     width: int = 64  # units in each of two hidden layers
     bins: int = 8
     dropout: float = 0.05
-    epochs: int = 400
+    epochs: int = 2000  # at most
     steps: int = 6000  # optimiser steps at most
     batch: int = 128
     lr: float = 1e-3
-    patience: int = 40  # epochs without a better validation
+    patience: int = 40  # validations without a better one
     seed: int = 0
     smoke: bool = False  # a few steps of everything
 

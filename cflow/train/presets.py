@@ -34,6 +34,7 @@ from cflow.variational import LogTarget, drawn, reverse_kl
 __all__ = ["for_images", "for_inference", "for_tables"]
 
 FINAL = 0.1  # last learning rate, relative to the first
+SELDOM = 10  # fewest steps between validations, which come once an epoch
 
 
 def for_images(
@@ -84,7 +85,7 @@ def for_images(
         clip=1.0,
         ema=0.999,
         folder=folder,
-        validate_every=_once_an_epoch(examples, batch),
+        validate_every=max(SELDOM, _per_epoch(examples, batch)),
         monitor=monitor,
         watch=watch,
         seed=seed,
@@ -116,7 +117,8 @@ def for_tables(
         epochs: Passes over them.
         batch: Rows in a batch.
         lr: Highest learning rate; it falls to a tenth.
-        patience: Epochs without a better validation after which the training stops.
+        patience: Validations without improvement after which the training stops; there is one an
+            epoch, or every tenth step where an epoch is shorter.
         loss: What is minimised.
         folder: Where checkpoints go.
         monitor: Where figures are reported.
@@ -141,7 +143,7 @@ def for_tables(
         clip=5.0,
         ema=0.99,
         folder=folder,
-        validate_every=_once_an_epoch(examples, batch),
+        validate_every=max(SELDOM, _per_epoch(examples, batch)),
         patience=patience,
         monitor=monitor,
         watch=watch,
@@ -209,8 +211,8 @@ def for_inference(
 
 def _steps(examples: int, epochs: float | int, batch: int) -> int:
     expect_positive("presets", examples=examples, epochs=epochs, batch=batch)
-    return max(1, round(epochs * _once_an_epoch(examples, batch)))
+    return max(1, round(epochs * _per_epoch(examples, batch)))
 
 
-def _once_an_epoch(examples: int, batch: int) -> int:
+def _per_epoch(examples: int, batch: int) -> int:
     return max(1, examples // batch)
