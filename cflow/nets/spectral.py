@@ -212,7 +212,7 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
             f"SpectralConv2d: images must end in (channels={weight.shape[1]}, height, width), got "
             f"{tuple(x.shape)}"
         )
-    flat = x.reshape(x.shape[:-3].numel(), *x.shape[-3:]).to(weight.dtype)
+    flat = x.reshape(-1, *x.shape[-3:]).to(weight.dtype)
     padding = weight.shape[-1] // 2
     y = nn.functional.conv2d(flat, weight, bias.to(weight.dtype), padding=padding)
     return y.reshape(*x.shape[:-3], *y.shape[1:])

@@ -102,13 +102,18 @@ def test_the_cheap_direction_compiles_as_one_graph(kind: str) -> None:
 def test_the_push_of_a_plain_layer_exports_for_any_batch_size() -> None:
     from cflow.export import Sampler
 
-    layer = ResidualLayer(LipschitzMLP(3, hidden_features=(8,)))
-    sampler = Sampler(Flow(Gaussian(3), layer)).eval()
-    shapes = {"noise": {0: torch.export.Dim.DYNAMIC}}
-    inputs = {"noise": torch.randn(4, 3)}
-    program = torch.export.export(sampler, (), inputs, dynamic_shapes=shapes).module()
-    x = torch.randn(9, 3)
-    assert torch.allclose(program(noise=x), layer.push(State(x)).x, rtol=0, atol=1e-12)
+    for event, net in (
+        ((3,), LipschitzMLP(3, hidden_features=(8,))),
+        ((3,), LipschitzDenseNet(3, depth=1, growth=4)),
+        ((2, 3, 3), LipschitzConvNet(2, hidden_channels=(4,))),
+    ):
+        layer = ResidualLayer(net, event_dim=len(event))
+        sampler = Sampler(Flow(Gaussian(event), layer)).eval()
+        shapes = {"noise": {0: torch.export.Dim.DYNAMIC}}
+        inputs = {"noise": torch.randn(4, *event)}
+        program = torch.export.export(sampler, (), inputs, dynamic_shapes=shapes).module()
+        x = torch.randn(9, *event)
+        assert torch.allclose(program(noise=x), layer.push(State(x)).x, rtol=0, atol=1e-12)
 
 
 def test_an_estimating_flow_says_so_and_its_standard_error_is_honest() -> None:
