@@ -103,6 +103,7 @@ class UnconstrainedMonotonicMap(UnivariateMap):
         return root(where, self._push, y, theta, low=low, high=high, steps=80)
 
 
+@torch.compiler.assume_constant_result
 def _legendre(count: int) -> tuple[list[float], list[float]]:
     """Return nodes and weights of Gauss-Legendre quadrature on [0, 1]."""
     nodes, weights = np.polynomial.legendre.leggauss(count)
