@@ -18,6 +18,7 @@ FLOORS = {
     "ode": 2, "field": 2, "manifold": 2,
     "transport": 3, "base": 3,
     "flow": 4, "distribution": 4, "likelihood": 4, "matching": 4, "samples": 4,
+    "importance": 4, "variational": 4,
     "recipes": 5, "train": 5, "export": 5, "plots": 5, "metrics": 5, "testing": 5,
 }  # fmt: skip
 NEIGHBOURS = {
@@ -25,10 +26,13 @@ NEIGHBOURS = {
     ("base", "errors"),
     ("nets", "errors"),
     ("data", "errors"),
+    ("data", "typing"),
     ("flow", "distribution"),
     ("distribution", "flow"),  # for type checkers only
     ("likelihood", "flow"),
     ("samples", "flow"),
+    ("importance", "flow"),
+    ("variational", "flow"),
 }
 FORBIDDEN = {"utils", "util", "misc", "common", "helpers", "helper"}
 FACE = [
@@ -130,9 +134,10 @@ def test_options_without_parameters_are_frozen() -> None:
     from cflow.field import Divergence
     from cflow.ode import Adjoint, Solver
     from cflow.train import Schedule
-    from cflow.transport import UnivariateMap
+    from cflow.transport import Cutoff, FixedPoint, Inversion, LogDet, UnivariateMap
 
-    for kind in (Solver, Adjoint, Divergence, Schedule, UnivariateMap):
+    transport = (UnivariateMap, Inversion, LogDet, Cutoff, FixedPoint)
+    for kind in (Solver, Adjoint, Divergence, Schedule, *transport):
         for cls in classes():
             if issubclass(cls, kind) and not inspect.isabstract(cls):
                 assert cls.__dataclass_params__.frozen, cls  # type: ignore[attr-defined]

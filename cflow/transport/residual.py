@@ -17,8 +17,9 @@ from cflow.errors import DomainError, ShapeError, expect_floating
 from cflow.nets import Contraction
 from cflow.state import State
 from cflow.transport.contraction import Arrival, FixedPoint, implicit
+from cflow.transport.exchange import exchanged
 from cflow.transport.series import ExactLogDet, LogDet
-from cflow.transport.transport import Chain, Inverse, Likelihood, Shape, Transport
+from cflow.transport.transport import Likelihood, Shape, Transport
 
 __all__ = ["ResidualLayer", "with_logdet"]
 
@@ -155,7 +156,7 @@ def with_logdet(transport: Transport, logdet: LogDet) -> Transport:
     `Flow(flow.base, with_logdet(flow.transport, ExactLogDet()))`.
 
     Args:
-        transport: A residual layer, or chains and inverses of them and of others.
+        transport: A residual layer, or any transport that holds some.
         logdet: How their log-determinants are computed.
 
     Raises:
@@ -168,38 +169,21 @@ def with_logdet(transport: Transport, logdet: LogDet) -> Transport:
         >>> layer.likelihood, with_logdet(layer, ExactLogDet()).likelihood
         ('estimate', 'exact')
     """
-    again = _with_logdet(transport, logdet)
-    if again is transport:
+
+    def again(part: Transport) -> Transport | None:
+        if not isinstance(part, ResidualLayer):
+            return None
+        return ResidualLayer(
+            part.net, logdet=logdet, inverse=part.inverse, event_dim=part.event_dim
+        )
+
+    found = exchanged(transport, again)
+    if found is transport:
         raise DomainError(
-            f"with_logdet: found no ResidualLayer in {type(transport).__name__}; it looks into "
-            "Chain and Inverse"
+            f"with_logdet: there is no ResidualLayer in {type(transport).__name__}, so nothing to "
+            "compute in another way"
         )
-    return again
-
-
-def _with_logdet(transport: Transport, logdet: LogDet) -> Transport:
-    again: Transport
-    if isinstance(transport, ResidualLayer):
-        again = ResidualLayer(
-            transport.net,
-            logdet=logdet,
-            inverse=transport.inverse,
-            event_dim=transport.event_dim,
-        )
-    elif isinstance(transport, Chain):
-        parts = [_with_logdet(part, logdet) for part in transport]
-        if all(new is old for new, old in zip(parts, transport, strict=True)):
-            return transport
-        again = Chain(*parts)
-    elif isinstance(transport, Inverse):
-        inner = _with_logdet(transport.transport, logdet)
-        if inner is transport.transport:
-            return transport
-        again = Inverse(inner)
-    else:
-        return transport
-    again.training = transport.training  # not again.train(), which would reach shared modules
-    return again
+    return found
 
 
 def _rows(leaf: Tensor, batch: Shape) -> Tensor:

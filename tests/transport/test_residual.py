@@ -196,7 +196,7 @@ def test_the_switch_shares_modules_and_keeps_the_rest() -> None:
     assert isinstance(part, Inverse)
     assert isinstance(part.transport, ResidualLayer)
     assert part.transport.inverse == TIGHT
-    with pytest.raises(DomainError, match="found no ResidualLayer in ActNorm"):
+    with pytest.raises(DomainError, match="there is no ResidualLayer in ActNorm"):
         with_logdet(ActNorm((3,)), ExactLogDet())
 
 

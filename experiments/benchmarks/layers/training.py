@@ -29,7 +29,9 @@ def training(settings: Settings) -> list[Row]:
         models = contestants(kind, features, hidden)
         steps = {name: step(*model, x) for name, model in models.items()}
         seconds = interleave(steps, settings.rounds(), warm_up=3)
-        sizes = {name: sum(p.numel() for p in model.parameters()) for name, (model, _) in models.items()}
+        sizes = {
+            name: sum(p.numel() for p in model.parameters()) for name, (model, _) in models.items()
+        }
         detail = (f"{kind}: parameters " + ", ".join(f"{k} {n}" for k, n in sizes.items()),)
         what = f"{kind}, D={features}, 5 x {hidden}, batch {batch}, a step over the floor"
         for ours in ("cflow", "cflow, compiled"):
