@@ -1,4 +1,4 @@
-"""Tools for tests of flows: measuring the memory that a call takes."""
+"""The memory that a call takes, counted exactly."""
 
 import weakref
 from collections.abc import Callable
