@@ -91,9 +91,7 @@ def main(settings: Settings) -> dict[str, Any]:
             time_limit=settings.seconds,
             batch=settings.batch,
             lr=settings.lr,
-            schedule=PolynomialByClock(
-                warmup=200, final=0.1, start=start, seconds=settings.seconds
-            ),
+            schedule=PolynomialDecay(warmup=200, final=0.1),
             clip=1.0,
             ema=0.995,
             validate_every=200,
@@ -123,24 +121,6 @@ def main(settings: Settings) -> dict[str, Any]:
     plots.image_grid(settings.out / "samples.png", pictures)
     monitor.finish()
     return report
-
-
-@dataclass(frozen=True)
-class PolynomialByClock(PolynomialDecay):
-    """Fall linearly by the seconds that have passed and not by the steps.
-
-    Attributes:
-        start: Reading of `time.perf_counter` at the beginning.
-        seconds: Time to the end.
-    """
-
-    start: float = 0.0
-    seconds: float = 1.0
-
-    def factor(self, step: int, steps: int) -> float:
-        passed = min(1.0, (time.perf_counter() - self.start) / self.seconds)
-        rising = min(1.0, (step + 1) / (self.warmup + 1))
-        return rising * (self.final + (1 - self.final) * (1 - passed) ** self.power)
 
 
 @torch.no_grad()

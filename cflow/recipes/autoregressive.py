@@ -1,12 +1,14 @@
 """Chains of masked autoregressive layers: the stack that MAF, IAF, spline and neural flows share.
 
-Layers read the features in an order and its reverse in turn, or in orders drawn at random.
+Layers read the features in an order and its reverse in turn, or in orders drawn at random. Their
+conditioners have rectified linear units, as those of the papers.
 """
 
 from collections.abc import Sequence
 from typing import Literal, TypeAlias
 
 import torch
+from torch import nn
 
 from cflow.errors import DomainError
 from cflow.nets import MaskedMLP
@@ -76,6 +78,7 @@ def autoregressive_layers(
             order=places,
             context=context,
             hidden_features=hidden_features,
+            activation=nn.functional.relu,
             residual=residual,
             dropout=dropout,
             zero_last=True,

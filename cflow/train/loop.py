@@ -204,7 +204,8 @@ class _Run:
             "examples": examples,
         }
         self.step = 0
-        self.deadline = math.inf if trainer.time_limit is None else now() + trainer.time_limit
+        self.start = self.time = now()
+        self.deadline = math.inf if trainer.time_limit is None else self.start + trainer.time_limit
         self.late = False
         self.history: list[dict[str, float | int]] = []
         self.best: dict[str, Any] | None = None
@@ -246,7 +247,7 @@ class _Run:
     def advance(self, batch: tuple[Tensor, ...]) -> dict[str, float]:
         """Take one step; raise at the first loss or gradient that is not finite."""
         trainer = self.of
-        factor = trainer.schedule.factor(self.step, trainer.steps)
+        factor = trainer.schedule.factor(self.step, trainer.steps, passed=self._passed())
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
         trainer.model.train()
@@ -266,7 +267,8 @@ class _Run:
         if self.average is not None:
             self.average.update_parameters(trainer.model)
         self.step += 1
-        self.late = now() >= self.deadline  # asked once a step, so that all parts of it agree
+        self.time = now()  # asked once a step, so that all parts of it agree
+        self.late = self.time >= self.deadline
         rate = self.optimizer.param_groups[0]["lr"]
         figures = {"loss": loss.item(), "rate": rate, "grad_norm": norm.item()}
         if counts[1] > counts[0]:
@@ -331,6 +333,11 @@ class _Run:
         self.of.model.eval()
         step, value = (None, None) if self.best is None else (self.best["step"], self.best["value"])
         return TrainResult(self.step, self.history, step, value, self.stopped)
+
+    def _passed(self) -> float:
+        """Return the share of the time limit that is over."""
+        limit = self.of.time_limit
+        return 0.0 if limit is None else (self.time - self.start) / limit
 
     def _restore(self, state: dict[str, Any]) -> None:
         if state["settings"] != self.settings:

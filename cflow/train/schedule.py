@@ -33,12 +33,16 @@ class Schedule(ABC):
                 f"got warmup={self.warmup}, final={self.final}"
             )
 
-    def factor(self, step: int, steps: int) -> float:
-        """Return the factor at `step`, counted from 0, of `steps` in all."""
+    def factor(self, step: int, steps: int, *, passed: float = 0.0) -> float:
+        """Return the factor at `step`, counted from 0, of `steps` in all.
+
+        Where a time limit ends the training before its steps do, `passed` is the share of it that
+        is over, and decides.
+        """
         if step < self.warmup:
             return (step + 1) / (self.warmup + 1)
         share = (step - self.warmup) / max(1, steps - self.warmup)
-        return self.final + (1 - self.final) * self._decay(min(1.0, share))
+        return self.final + (1 - self.final) * self._decay(min(1.0, max(share, passed)))
 
     @abstractmethod
     def _decay(self, share: float) -> float:

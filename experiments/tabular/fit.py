@@ -1,6 +1,5 @@
 """One model on one fold: trained by maximum likelihood on one thread, and measured."""
 
-import math
 import multiprocessing
 import os
 import time
@@ -13,7 +12,7 @@ import torch
 
 from cflow import Flow
 from cflow.data import Split, tables
-from cflow.train import CosineDecay, Schedule, Trainer
+from cflow.train import CosineDecay, Trainer
 from experiments.tabular.models import build, count_evaluations, log_prob, negative_log_prob
 
 BASELINES = ("gaussian", "mixture")
@@ -74,9 +73,6 @@ def fit(job: Job, split: Split) -> dict[str, Any]:
     if isinstance(model, Flow):
         model.initialize(train)
     start = time.perf_counter()
-    schedule: Schedule = CosineDecay(warmup=20, final=0.02)
-    if job.seconds is not None:
-        schedule = CosineByClock(warmup=20, final=0.02, start=start, seconds=job.seconds)
     result = Trainer(
         model,
         negative_log_prob,
@@ -84,7 +80,7 @@ def fit(job: Job, split: Split) -> dict[str, Any]:
         time_limit=job.seconds,
         batch=job.batch,
         optimizer=torch.optim.AdamW(model.parameters(), lr=job.lr, weight_decay=job.decay),
-        schedule=schedule,
+        schedule=CosineDecay(warmup=20, final=0.02),
         clip=5.0,
         ema=job.ema,
         validate_every=job.validate_every,
@@ -109,23 +105,6 @@ def fit(job: Job, split: Split) -> dict[str, Any]:
         "history": result.history,
         "rows": rows.tolist(),
     }
-
-
-@dataclass(frozen=True)
-class CosineByClock(Schedule):
-    """Fall along half a cosine, by the seconds that have passed and not by the steps.
-
-    Attributes:
-        start: Reading of `time.perf_counter` at the beginning.
-        seconds: Time to the end.
-    """
-
-    start: float = 0.0
-    seconds: float = 1.0
-
-    def _decay(self, share: float) -> float:
-        passed = (time.perf_counter() - self.start) / self.seconds
-        return 0.5 * (1 + math.cos(math.pi * min(1.0, passed)))
 
 
 def baseline(job: Job, split: Split) -> dict[str, Any]:

@@ -339,3 +339,12 @@ def test_a_training_whose_time_is_up_ends_as_if_its_steps_were_over(
     assert small(**options).fit(target(), target()).step == 12
     with pytest.raises(DomainError, match="time_limit must be positive"):
         small(time_limit=0.0)
+
+
+def test_the_rate_falls_with_the_clock_where_it_ends_the_training(monkeypatch) -> None:
+    ticks = iter(range(1000))
+    monkeypatch.setattr("cflow.train.loop.now", lambda: float(next(ticks)))
+    schedule = PolynomialDecay(final=0.2)
+    trainer = small(steps=10_000, time_limit=4.0, schedule=schedule, lr=1.0, log_every=1)
+    rates = [f["rate"] for f in trainer.fit(target()).history]
+    assert rates == pytest.approx([1.0, 0.8, 0.6, 0.4])

@@ -11,11 +11,12 @@ the ratio over the rounds; everything lands in runs/layers_benchmark/report.json
 import tyro
 
 from experiments.benchmarks import run
-from experiments.benchmarks.layers import training
+from experiments.benchmarks.layers import sampling, training
 from experiments.benchmarks.settings import Settings
 
 FIGURES: run.Figures = {
     "training": training.training,
+    "sampling": sampling.sampling,
 }
 PACKAGES = ("torch", "zuko", "nflows", "normflows", "numpy")
 

@@ -10,19 +10,9 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from cflow import Flow
-from cflow.base import Gaussian
-from cflow.nets import MaskedMLP
-from cflow.transport import (
-    AffineMap,
-    AutoregressiveLayer,
-    Chain,
-    Inverse,
-    RationalQuadraticMap,
-    UnivariateMap,
-)
+from cflow import Flow, recipes
 from experiments.benchmarks.measure import Row, contest, interleave
 from experiments.benchmarks.settings import Settings
 
@@ -98,20 +88,12 @@ def gradient(settings: Settings) -> Row:
 
 
 def ours(kind: str, features: int, hidden: tuple[int, ...]) -> Flow:
-    """Build five masked layers whose order turns round, as zuko's do, with ReLU as theirs."""
-    univariate: UnivariateMap = AffineMap() if kind == "maf" else RationalQuadraticMap(BINS, BOUND)
-    forth, back = range(features), range(features - 1, -1, -1)
-    parts = []
-    for k in range(TRANSFORMS):
-        net = MaskedMLP(
-            features,
-            univariate.parameters,
-            order=forth if k % 2 == 0 else back,
-            hidden_features=hidden,
-            activation=nn.functional.relu,
-        )
-        parts.append(Inverse(AutoregressiveLayer(net, univariate)))
-    return Flow(Gaussian(features), Chain(*parts))
+    """Build the recipe, whose layers, orders and units are those of zuko's."""
+    if kind == "maf":
+        return recipes.maf(features, transforms=TRANSFORMS, hidden_features=hidden)
+    return recipes.nsf(
+        features, transforms=TRANSFORMS, hidden_features=hidden, bins=BINS, bound=BOUND
+    )
 
 
 Peer = tuple[Callable[[int], object], Callable[[Tensor], object]]
