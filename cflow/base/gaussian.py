@@ -6,13 +6,15 @@ from collections.abc import Sequence
 import torch
 from torch import Generator, Tensor
 
-from cflow.base.base import Base
+from cflow.base.base import Centred, Product
+from cflow.base.entries import summed, wide
+from cflow.base.interval import normal_between, normal_log_mass
 from cflow.typing import Batch, Points
 
 __all__ = ["Gaussian"]
 
 
-class Gaussian(Base):
+class Gaussian(Centred, Product):
     """Independent standard normal entries of any event shape; dtype and device follow `.to()`.
 
     Args:
@@ -24,7 +26,7 @@ class Gaussian(Base):
     """
 
     def __init__(self, event_shape: Sequence[int] | int) -> None:
-        super().__init__((event_shape,) if isinstance(event_shape, int) else tuple(event_shape))
+        super().__init__(event_shape)
         self.scale: Tensor
         self.register_buffer("scale", torch.tensor(1.0))
 
@@ -43,7 +45,17 @@ class Gaussian(Base):
         )
 
     def log_prob(self, x: Points, context: Tensor | None = None) -> Batch:
-        x = x.to(torch.promote_types(x.dtype, torch.float32))
-        n = len(self.event_shape)
-        entries = -0.5 * (x.square() + math.log(2 * math.pi))
-        return entries.flatten(x.dim() - n).sum(-1) if n else entries
+        entries = -0.5 * (self._enter(x).square() + math.log(2 * math.pi))
+        return summed(entries, len(self.event_shape))
+
+    def centre(self, context: Tensor | None = None) -> Tensor:
+        return wide(torch.zeros_like(self.scale))
+
+    def log_mass(self, low: Tensor, high: Tensor, context: Tensor | None = None) -> Tensor:
+        zero = self.centre().expand(self.event_shape)
+        return normal_log_mass(low, high, zero, zero)
+
+    def between(
+        self, low: Tensor, high: Tensor, share: Tensor, context: Tensor | None = None
+    ) -> Tensor:
+        return normal_between(low, high, share, self.centre(), self.centre())
