@@ -15,7 +15,9 @@ Source: the cache of partial products is that of Ramachandran et al. (2017), Fas
 convolutional autoregressive models, arXiv 1704.06001, in a network of full width.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -66,6 +68,7 @@ class _Plan:
 
     def __init__(self, net: MaskedMLP, context: Tensor | None) -> None:
         self.net, layers = net, net.layers()
+        self.joins = [net.joins(k) for k in range(len(layers) - 1)]
         device, self.dtype = net.last.weight.device, net.last.weight.dtype
         depth, each = torch.tensor(net.depth), net.parameters_each
         self.levels = int(depth.max()) + 1
@@ -96,54 +99,63 @@ class _Plan:
         """Undo `sorted`."""
         return columns.index_select(0, self.rank.argsort()).T.contiguous()
 
-    def sources(self, layer: int, level: int) -> int:
-        """Return how many inputs of a layer are known when its outputs of that level are due."""
-        return self.ends[0][level] if layer == 0 else self.ends[layer][level + 1]
-
 
 def _invert(system: Triangular, plan: _Plan, y: Tensor, block: int) -> tuple[Tensor, Tensor]:
-    """Return x and log|dx_i/dy_i|, `(rows, D)` each."""
+    """Return x and log|dx_i/dy_i|, `(rows, D)` each.
+
+    A step multiplies by all that its block holds: what it must not see yet has a weight of zero.
+    """
     net, ends, weights = plan.net, plan.ends, plan.weights
     last, count, each = len(weights) - 1, len(y), net.parameters_each
-    target = plan.sorted(y)
-    x = torch.empty_like(target)
+    activate = _in_place(net.activation)
     wide = torch.promote_types(torch.promote_types(y.dtype, plan.dtype), torch.float32)
+    pull = system.univariate.pull
+    if not y.dtype == plan.dtype == wide:
+        pull = partial(in_full_precision, pull)
+    target = plan.sorted(y)
+    x = torch.zeros_like(target)
     slopes = x.new_empty(x.shape, dtype=wide)
-    read = x if x.dtype == plan.dtype else x.new_empty(x.shape, dtype=plan.dtype)
+    read = x if x.dtype == plan.dtype else x.to(plan.dtype)
     held = [read, *(read.new_empty(len(w), count) for w in weights[:-1])]
     for first in range(0, plan.levels, block):
         stop = min(first + block, plan.levels)
         theta = read.new_empty(ends[-1][stop] - ends[-1][first], count)
+        products: list[list[tuple[Tensor, Tensor, Tensor]]] = []
         for k, weight in enumerate(weights):
-            known, a, b = ends[k][first], ends[k + 1][first], ends[k + 1][stop]
+            known, new = ends[k][first], ends[k][stop]
+            a, b = ends[k + 1][first], ends[k + 1][stop]
             out = theta if k == last else held[k + 1][a:b]
             if known:
                 torch.addmm(plan.biases[k][a:b], weight[a:b, :known], held[k][:known], out=out)
             else:
                 out.copy_(plan.biases[k][a:b].expand_as(out))
-        for level in range(first, stop):
-            for k, weight in enumerate(weights):
-                known, a, b = ends[k][first], ends[k + 1][level], ends[k + 1][level + 1]
-                if a == b:
-                    continue
-                shift = ends[-1][first] if k == last else 0
-                out = (theta if k == last else held[k + 1])[a - shift : b - shift]
-                have = plan.sources(k, level)
-                if have > known:
-                    out.addmm_(weight[a:b, known:have], held[k][known:have])
-                if k < last:
-                    _activate(net, out)
-                    if net.joins(k):
-                        out += held[k][a:b]
-            a, b = ends[0][level], ends[0][level + 1]
-            piece = theta[each * a - ends[-1][first] : each * b - ends[-1][first]]
-            piece = piece.unflatten(0, (b - a, each)).permute(2, 0, 1)
-            found, slope = in_full_precision(system.univariate.pull, target[a:b].T, piece)
-            x[a:b].copy_(found.T)
-            slopes[a:b].copy_(slope.T)
+            sizes = _sizes(ends[k + 1], first, stop)
+            rows, pieces = weight[a:b, known:new].split(sizes), out.split(sizes)
+            inside = held[k][known:new]
+            products.append([(out, row, inside) for out, row in zip(pieces, rows, strict=True)])
+        sizes = _sizes(ends[0], first, stop)
+        a, b = ends[0][first], ends[0][stop]
+        parts = [part[a:b].split(sizes) for part in (target, x, slopes, read)]
+        for step, (wanted, found, slope, seen) in enumerate(zip(*parts, strict=True)):
+            for k, product in enumerate(products[:last]):
+                out, row, inside = product[step]
+                if len(row):
+                    out.addmm_(row, inside)
+                    activate(out)
+                    if plan.joins[k]:
+                        out += products[k - 1][step][0]
+            out, row, inside = products[last][step]
+            piece = out.addmm_(row, inside).view(len(wanted), each, count).transpose(1, 2)
+            moved, steep = pull(wanted, piece)
+            found.copy_(moved)
+            slope.copy_(steep)
             if read is not x:
-                read[a:b].copy_(x[a:b])
+                seen.copy_(found)
     return plan.unsorted(x), plan.unsorted(slopes)
+
+
+def _sizes(ends: list[int], first: int, stop: int) -> list[int]:
+    return [ends[level + 1] - ends[level] for level in range(first, stop)]
 
 
 @torch.no_grad()
@@ -187,7 +199,7 @@ def solve_transposed(system: Triangular, x: Tensor, context: Tensor | None, grad
                     pulled[k][i:j].addmm_(weights[k][c:d, i:j].T, sent[k][c:d])
                 if k:
                     torch.mul(pulled[k][i:j], gains[k - 1][i:j], out=sent[k - 1][i:j])
-                    if net.joins(k - 1):
+                    if plan.joins[k - 1]:
                         pulled[k - 1][i:j] += pulled[k][i:j]
         for k, weight in enumerate(weights):
             known, c, d = ends[k][first], ends[k + 1][first], ends[k + 1][stop]
@@ -208,7 +220,7 @@ def _local_slopes(
             z.requires_grad_()
             new = net.activation(z)
             gains.append(torch.autograd.grad(new.sum(), z)[0])
-        h = h + new.detach() if net.joins(k) else new.detach()
+        h = h + new.detach() if plan.joins[k] else new.detach()
     theta = torch.addmm(plan.biases[-1], plan.weights[-1], h)
     back = plan.rank.argsort()
     theta = theta.unflatten(0, (-1, net.parameters_each))[back].permute(2, 0, 1)
@@ -219,11 +231,12 @@ def _local_slopes(
     return plan.sorted(slope), steering.permute(1, 2, 0)[plan.rank].to(slope.dtype), gains
 
 
-def _activate(net: MaskedMLP, z: Tensor) -> None:
-    if net.activation is functional.silu or net.activation is functional.relu:
-        net.activation(z, inplace=True)  # type: ignore[call-arg]
-    else:
-        z.copy_(net.activation(z))
+def _in_place(activation: Callable[[Tensor], Tensor]) -> Callable[[Tensor], object]:
+    if activation is functional.relu:
+        return torch.relu_
+    if activation is functional.silu:
+        return lambda z: functional.silu(z, inplace=True)
+    return lambda z: z.copy_(activation(z))
 
 
 def _ends(levels: Tensor, count: int) -> list[int]:

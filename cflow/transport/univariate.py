@@ -68,12 +68,13 @@ class AffineMap(UnivariateMap):
         return x * log_scale.exp() + shift, log_scale
 
     def pull(self, y: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
-        log_scale, shift = self._split(theta)
-        return (y - shift) * (-log_scale).exp(), -log_scale
+        log_scale, shift = self._split(theta, -self.bound)
+        return (y - shift) * log_scale.exp(), log_scale
 
-    def _split(self, theta: Tensor) -> tuple[Tensor, Tensor]:
-        raw, shift = theta[..., 0], theta[..., 1]
-        return self.bound * torch.tanh(raw / self.bound), shift
+    def _split(self, theta: Tensor, signed: float | None = None) -> tuple[Tensor, Tensor]:
+        """Return the log-scale, of the other sign where the bound comes with it, and the shift."""
+        raw, shift = theta.unbind(-1)
+        return torch.tanh(raw / self.bound) * (self.bound if signed is None else signed), shift
 
 
 @dataclass(frozen=True)
