@@ -145,7 +145,7 @@ class Resampled(Base):
         return accepted.mean().item(), accepted.std().item() / draws**0.5
 
     def _logit(self, x: Tensor) -> Tensor:
-        logit = self.acceptance(x)
+        logit = self.acceptance(x.to(self.log_z.dtype))  # the precision that the module is in
         batch = x.shape[: x.dim() - len(self.event_shape)]
         if logit.shape != (*batch, 1):
             raise ShapeError(
