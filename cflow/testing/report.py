@@ -1,12 +1,12 @@
 """What the conformance kit hands back: one finding for each check, and a table of them."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
 
 from cflow.errors import DomainError
 
-__all__ = ["Finding", "Report", "judged", "run_checks"]
+__all__ = ["Check", "Finding", "Report", "judged", "run_checks", "skipped"]
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Finding:
         outcome: Passed, failed or skipped.
         measured: The figure that was measured, or None where the check has none.
         bound: The largest figure that passes.
-        message: What is wrong, or why the check was skipped, in one sentence.
+        message: What was found true, what is wrong, or why the check was skipped, in one sentence.
     """
 
     name: str
@@ -28,12 +28,32 @@ class Finding:
     message: str = ""
 
 
+class Check(NamedTuple):
+    """Hold a check that waits to be run.
+
+    Attributes:
+        name: A few words.
+        claim: What is true where it passes, in one sentence.
+        run: Measures it; the finding's own name may stay empty.
+    """
+
+    name: str
+    claim: str
+    run: Callable[[], Finding]
+
+
 @dataclass(frozen=True)
 class Report:
     """Hold the findings of one run of the kit; `str(report)` is a table.
 
     Example:
-        >>> report = Report((Finding("round trip", "passed", 0.0, 1e-9),))
+        >>> found = Finding("round trip", "passed", 2e-16, 1e-9, "pull undoes push")
+        >>> report = Report((found, Finding("context", "skipped", message="there is none")))
+        >>> print(report)
+        outcome  check       measured    bound  what was found
+        passed   round trip   2.0e-16  1.0e-09  pull undoes push
+        skipped  context                        there is none
+        1 passed, 0 failed, 1 skipped
         >>> report.passed
         True
     """
@@ -61,30 +81,39 @@ class Report:
 
     def __str__(self) -> str:
         width = max((len(f.name) for f in self.findings), default=5)
-        lines = [f"{'check':<{width}}  outcome  measured     bound  message"]
+        lines = [f"outcome  {'check':<{width}}  measured    bound  what was found"]
         for f in self.findings:
             measured = "" if f.measured is None else f"{f.measured:.1e}"
             bound = "" if f.bound is None else f"{f.bound:.1e}"
-            row = f"{f.name:<{width}}  {f.outcome:<7}  {measured:>8}  {bound:>8}  {f.message}"
+            row = f"{f.outcome:<7}  {f.name:<{width}}  {measured:>8}  {bound:>7}  {f.message}"
             lines.append(row.rstrip())
-        return "\n".join(lines)
+        counts = [
+            f"{sum(f.outcome == outcome for f in self.findings)} {outcome}"
+            for outcome in ("passed", "failed", "skipped")
+        ]
+        return "\n".join([*lines, ", ".join(counts)])
 
 
-def run_checks(checks: Iterable[tuple[str, Callable[[], Finding]]]) -> Report:
+def run_checks(checks: Iterable[Check]) -> Report:
     """Run checks one by one; a check that raises has failed, and its error is the message."""
     findings = []
-    for name, check in checks:
+    for check in checks:
         try:
-            findings.append(check())
+            found = check.run()
         except Exception as error:  # noqa: BLE001  any error of a layer is a finding
             first = (str(error).splitlines() or [""])[0]
-            findings.append(
-                Finding(name, "failed", message=f"raised {type(error).__name__}: {first}")
-            )
+            found = Finding("", "failed", message=f"raised {type(error).__name__}: {first}")
+        message = found.message or (check.claim if found.outcome == "passed" else "")
+        findings.append(replace(found, name=check.name, message=message))
     return Report(tuple(findings))
 
 
-def judged(name: str, measured: float, bound: float, wrong: str) -> Finding:
+def judged(measured: float, bound: float, wrong: str) -> Finding:
     """Compare a figure with its bound; a figure that is not a number fails."""
     good = measured <= bound
-    return Finding(name, "passed" if good else "failed", measured, bound, "" if good else wrong)
+    return Finding("", "passed" if good else "failed", measured, bound, "" if good else wrong)
+
+
+def skipped(why: str) -> Finding:
+    """Return the finding of a check that does not apply."""
+    return Finding("", "skipped", message=why)

@@ -1,7 +1,6 @@
 """The kit catches defects that libraries of flows have shipped, and passes their sound twins."""
 
 import math
-from collections.abc import Callable
 
 import pytest
 import torch
@@ -11,9 +10,10 @@ from cflow.base import Gaussian
 from cflow.errors import DomainError
 from cflow.flow import Flow
 from cflow.nets import MLP
-from cflow.testing import Finding, Report, check_flow, check_transport
-from cflow.testing.report import run_checks
-from cflow.transport import ActNorm, Affine, CouplingLayer, Layer
+from cflow.testing import Demands, Finding, Report, check_flow, check_transport
+from cflow.testing.report import Check, run_checks
+from cflow.transport import ActNorm, Affine, CouplingLayer, Layer, MovingBatchNorm, Standardize
+from cflow.transport.data_dependent import DataDependent
 
 Maps = tuple[Tensor, Tensor | None]
 
@@ -66,24 +66,62 @@ class Scale(Layer):
         return x, total if self.fault == "sign in pull" else -total
 
 
-class Lost(Layer):
-    """An ActNorm whose fitted statistics are a Python attribute."""
+class SelfSetting(Layer):
+    """An ActNorm that sets itself in its first pull in training mode, with faults to choose from.
 
-    def __init__(self) -> None:
+    The flag as a plain attribute is what nflows #4, a pull request of normflows and FrEIA's issue
+    33 were about: a loaded model sets itself anew from the next batch.
+    """
+
+    def __init__(self, fault: str = "") -> None:
         super().__init__(event_dim=1)
+        self.fault = fault
         self.log_scale = nn.Parameter(torch.zeros(2))
-        self.shift = torch.randn(2, dtype=torch.float64)
-
-    def __deepcopy__(self, memo: dict[int, object]) -> "Lost":
-        return Lost()
+        self.shift: Tensor
+        self.fitted: Tensor
+        if fault == "statistics not saved":
+            self.shift = torch.zeros(2, dtype=torch.float64)
+        else:
+            self.register_buffer("shift", torch.zeros(2))
+        if fault == "flag is an attribute":
+            self.fitted = torch.tensor(False)
+        else:
+            self.register_buffer("fitted", torch.tensor(False))
 
     def _push(self, x: Tensor, context: Tensor | None, *, tracked: bool) -> Maps:
         y = x * self.log_scale.exp() + self.shift.to(x.dtype)
-        return y, self.log_scale.float().sum()
+        return y, _total(self.log_scale)
 
     def _pull(self, y: Tensor, context: Tensor | None, *, tracked: bool) -> Maps:
+        if self.training and (not bool(self.fitted) or self.fault == "sets itself always"):
+            self.shift = y.detach().mean(0)
+            self.fitted = torch.tensor(True)
         x = (y - self.shift.to(y.dtype)) * (-self.log_scale).exp()
-        return x, -self.log_scale.float().sum()
+        return x, -_total(self.log_scale)
+
+
+def _total(log_scale: Tensor) -> Tensor:
+    return log_scale.to(torch.promote_types(log_scale.dtype, torch.float32)).sum()
+
+
+class FlagLost(DataDependent):
+    """A layer that `initialize` knows, with the flag taken out of the state_dict."""
+
+    def __init__(self) -> None:
+        super().__init__((2,))
+        del self._buffers["fitted"]
+        self.fitted = torch.tensor(False)
+        self.mean: Tensor
+        self.register_buffer("mean", torch.zeros(2))
+
+    def _set(self, mean: Tensor, scale: Tensor) -> None:
+        self.mean.copy_(mean)
+
+    def _push(self, x: Tensor, context: Tensor | None, *, tracked: bool) -> Maps:
+        return x + self.mean, _total(self.mean * 0)
+
+    def _normalize(self, y: Tensor, context: Tensor | None, *, tracked: bool) -> Maps:
+        return y - self.mean, _total(self.mean * 0)
 
 
 def failed(report: Report) -> set[str]:
@@ -131,8 +169,28 @@ def test_what_cancels_in_a_round_trip_is_seen_by_the_jacobian_alone() -> None:
     assert "round trip from the base" not in halved
 
 
-def test_statistics_lost_on_reload_are_caught() -> None:
-    assert "state_dict" in failed(check_transport(Lost(), shape=(2,)))
+@pytest.mark.parametrize(
+    ("layer", "said"),
+    [
+        (SelfSetting("flag is an attribute"), "the flag is not saved"),
+        (SelfSetting("statistics not saved"), "lost in a state_dict"),
+        (SelfSetting("sets itself always"), "second initialisation"),
+        (FlagLost(), "the flag is not saved"),
+    ],
+)
+def test_statistics_that_do_not_stay_are_caught(layer: Layer, said: str) -> None:
+    report = check_transport(layer, shape=(2,))
+    (finding,) = [f for f in report.findings if f.name == "initialised once"]
+    assert finding.outcome == "failed"
+    assert said in finding.message
+
+
+def test_statistics_that_stay_pass() -> None:
+    for layer in (SelfSetting(), ActNorm((2,)), Standardize((2,)), MovingBatchNorm((2,))):
+        report = check_transport(layer, shape=(2,))
+        (finding,) = [f for f in report.findings if f.name == "initialised once"]
+        assert finding.outcome == "passed", str(report)
+        report.raise_if_failed()
 
 
 class Squashed(Layer):
@@ -152,8 +210,9 @@ class Squashed(Layer):
 @pytest.mark.parametrize("features", [1, 2])
 def test_mass_that_is_lost_is_caught(features: int) -> None:
     sound = Flow(Gaussian(features), Affine(scale=2.0))
+    flow = Flow(Gaussian(features), Squashed())
     check_flow(sound).raise_if_failed()
-    assert "mass" in failed(check_flow(Flow(Gaussian(features), Squashed()), far=None))
+    assert "mass" in failed(check_flow(flow, demands=Demands(far=None)))
 
 
 def test_the_module_is_untouched_and_the_report_reads() -> None:
@@ -170,7 +229,6 @@ def test_an_error_of_a_layer_is_a_finding() -> None:
     def broken() -> Finding:
         raise RuntimeError("no such axis")
 
-    checks: list[tuple[str, Callable[[], Finding]]] = [("broken", broken)]
-    (finding,) = run_checks(checks).findings
+    (finding,) = run_checks([Check("broken", "it works", broken)]).findings
     assert finding.outcome == "failed"
     assert "no such axis" in finding.message

@@ -1,0 +1,89 @@
+"""Every recipe passes the conformance kit, away from its initialisation, in both precisions."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from cflow import Flow, recipes
+from cflow.field import Exact
+from cflow.ode import RK4
+from cflow.testing import Demands, check_flow
+from cflow.testing.bench import perturb
+from cflow.transport import RussianRoulette
+
+DEEP = dict(transforms=2, hidden_features=(6,))
+SINGLE = dict(transforms=1, hidden_features=(4,))
+TARFLOW = dict(patch=2, width=8, blocks=2, layers=1, heads=2)
+FEW = RK4(4)
+PLAIN = Demands(spread=0.1)
+SOLVED = Demands(round_trip=1e-4, jacobian=1e-4, far=None, spread=0.1)
+LOOPED = Demands(round_trip=1e-4, jacobian=1e-4, func=False, far=100.0)
+GREY = Demands(far=None, spread=0.1)
+
+
+def case(
+    build: Callable[[], Flow], demands: Demands = PLAIN, **options: Any
+) -> tuple[Callable[[], Flow], Demands, dict[str, Any]]:
+    return build, demands, options
+
+
+CASES = {
+    "nice": case(lambda: recipes.nice(2, **DEEP)),
+    "realnvp": case(lambda: recipes.realnvp(2, 2, **DEEP)),
+    "maf": case(lambda: recipes.maf(3, 2, normalize=True, **DEEP)),
+    "iaf": case(lambda: recipes.iaf(2, **DEEP)),
+    "nsf": case(lambda: recipes.nsf(2, 2, bins=3, mixing="lu", **DEEP)),
+    "nsf, coupling": case(lambda: recipes.nsf(2, 2, kind="coupling", bins=3, **DEEP)),
+    "naf": case(lambda: recipes.naf(2, units=2, **SINGLE)),
+    "umnn": case(lambda: recipes.umnn(1, 2, **SINGLE)),
+    "bernstein": case(lambda: recipes.bernstein(2, degree=4, **SINGLE)),
+    "flowpp": case(lambda: recipes.flowpp(2, units=2, **DEEP)),
+    "gaussianization": case(
+        lambda: recipes.gaussianization(2, transforms=1, units=2, hidden_features=(4,))
+    ),
+    "cnf": case(lambda: recipes.cnf(2, hidden_features=(8,), solver=FEW), SOLVED),
+    "exact_cnf": case(lambda: recipes.exact_cnf(2, hidden_features=(8, 8), solver=FEW), SOLVED),
+    "ffjord": case(lambda: recipes.ffjord(2, hidden_features=(8,), solver=FEW), SOLVED),
+    "ffjord, exact": case(
+        lambda: recipes.ffjord(2, hidden_features=(8,), solver=FEW).with_solver(divergence=Exact()),
+        SOLVED,
+    ),
+    "residual": case(lambda: recipes.residual(2, transforms=2, hidden_features=(6,)), LOOPED),
+    "residual, estimate": case(
+        lambda: recipes.residual(2, transforms=2, hidden_features=(6,), logdet=RussianRoulette()),
+        LOOPED,
+    ),
+    "invertible_densenet": case(
+        lambda: recipes.invertible_densenet(2, transforms=2, growth=4), LOOPED
+    ),
+    "tarflow": case(lambda: recipes.tarflow((2, 4), 3, **TARFLOW), classes=3),
+    "tarflow, levels": case(
+        lambda: recipes.tarflow((2, 4), levels=2, **TARFLOW), GREY, levels=2, edge=1.0
+    ),
+    "glow": case(
+        lambda: recipes.glow((2, 2), 3, scales=1, steps=2, hidden_channels=4, levels=5),
+        GREY,
+        classes=3,
+        levels=5,
+        edge=0.3,
+    ),
+    "images": case(
+        lambda: recipes.images(recipes.realnvp(4, **DEEP), (2, 2), levels=5), GREY, levels=5
+    ),
+}
+
+
+def test_no_recipe_is_missing() -> None:
+    named = {name.split(",")[0] for name in CASES}
+    assert named == set(recipes.__all__) - {"load", "recipe"}
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_every_recipe_passes_the_kit(name: str, dtype: torch.dtype) -> None:
+    build, demands, options = CASES[name]
+    flow = build().to(dtype)
+    perturb(flow, demands.spread, 1)
+    check_flow(flow, demands=demands, box=7.0, cells=60, draws=1000, **options).raise_if_failed()
