@@ -1,4 +1,4 @@
-"""The registry of bases on two features, each away from its initialisation, and integrals over them.
+"""The registry of bases on two features, away from their initialisation, and their integrals.
 
 Heavy tails are integrated over u in (0, 1)^2 with x = tan(pi (u - 1/2)); laws on a box over the
 box. A new law joins by one line.
