@@ -10,25 +10,28 @@ from typing import Literal, TypeAlias
 import torch
 from torch import nn
 
+from cflow.base import Gaussian
 from cflow.errors import DomainError
+from cflow.flow import Flow
 from cflow.nets import MaskedMLP
 from cflow.recipes.orientation import Fast, oriented
 from cflow.transport import (
     ActNorm,
     AutoregressiveLayer,
+    Chain,
     LULinear,
     Transport,
     UnivariateMap,
 )
 
-__all__ = ["Order", "autoregressive_layers"]
+__all__ = ["Order", "autoregressive_flow"]
 
 Order: TypeAlias = Literal["reverse", "random", "lu"]
 """How features change places between layers: turned round, drawn anew, or turned round and mixed by
 a learned PLU map."""
 
 
-def autoregressive_layers(
+def autoregressive_flow(
     where: str,
     features: int,
     context: int,
@@ -41,8 +44,9 @@ def autoregressive_layers(
     normalize: bool = False,
     residual: bool = False,
     dropout: float = 0.0,
-) -> list[Transport]:
-    """Build the parts of a chain, each starting as the identity.
+    scaled: bool = False,
+) -> Flow:
+    """Build a flow of autoregressive layers on a standard normal base, starting as the identity.
 
     Args:
         where: Name of the recipe, for errors.
@@ -56,6 +60,7 @@ def autoregressive_layers(
         normalize: Put an ActNorm after each layer.
         residual: Join equal widths of the conditioners by skip connections.
         dropout: Dropout probability of the conditioners.
+        scaled: Put an ActNorm next to the base, which then has a learned mean and scale.
 
     Raises:
         DomainError: No feature or no transform.
@@ -65,7 +70,7 @@ def autoregressive_layers(
             f"{where}: needs 1 feature and 1 transform at least, got features={features}, "
             f"transforms={transforms}"
         )
-    parts: list[Transport] = []
+    parts: list[Transport] = [ActNorm((features,))] if scaled else []
     for k in range(transforms):
         places = torch.arange(features)
         if order == "random":
@@ -88,4 +93,5 @@ def autoregressive_layers(
             parts.append(ActNorm((features,)))
         if order == "lu" and features > 1 and k + 1 < transforms:
             parts.append(oriented(LULinear(features), fast))
-    return parts
+    context_shape = (context,) if context else None
+    return Flow(Gaussian(features), Chain(*parts), context_shape=context_shape)

@@ -6,12 +6,11 @@ Robust normalizing flows using Bernstein-type polynomials, arXiv 2102.03509.
 
 from collections.abc import Sequence
 
-from cflow.base import Gaussian
 from cflow.flow import Flow
-from cflow.recipes.autoregressive import Order, autoregressive_layers
+from cflow.recipes.autoregressive import Order, autoregressive_flow
 from cflow.recipes.orientation import Fast
 from cflow.recipes.recipe import recipe
-from cflow.transport import BernsteinMap, Chain
+from cflow.transport import BernsteinMap
 
 __all__ = ["bernstein"]
 
@@ -55,7 +54,7 @@ def bernstein(
         >>> bernstein(features=3, transforms=1, hidden_features=(8,)).sample(2).shape
         torch.Size([2, 3])
     """
-    layers = autoregressive_layers(
+    return autoregressive_flow(
         "bernstein",
         features,
         context,
@@ -68,5 +67,3 @@ def bernstein(
         residual=residual,
         dropout=dropout,
     )
-    context_shape = (context,) if context else None
-    return Flow(Gaussian(features), Chain(*layers), context_shape=context_shape)

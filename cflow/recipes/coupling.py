@@ -9,11 +9,14 @@ from typing import Literal, TypeAlias
 
 import torch
 
+from cflow.base import Gaussian
 from cflow.errors import DomainError
+from cflow.flow import Flow
 from cflow.nets import MLP
 from cflow.recipes.orientation import Fast, oriented
 from cflow.transport import (
     ActNorm,
+    Chain,
     CouplingLayer,
     LULinear,
     Permutation,
@@ -22,13 +25,13 @@ from cflow.transport import (
     masks,
 )
 
-__all__ = ["Mixing", "coupling_layers"]
+__all__ = ["Mixing", "coupling_flow"]
 
 Mixing: TypeAlias = Literal["permute", "lu"]
 """How features are mixed: shuffled once and for all, or by a learned PLU map as well."""
 
 
-def coupling_layers(
+def coupling_flow(
     where: str,
     features: int,
     context: int,
@@ -41,8 +44,9 @@ def coupling_layers(
     normalize: bool = True,
     residual: bool = False,
     dropout: float = 0.0,
-) -> list[Transport]:
-    """Build the parts of a chain, each starting as the identity up to its permutation.
+    scaled: bool = False,
+) -> Flow:
+    """Build a flow of coupling layers on a standard normal base, the identity up to permutations.
 
     Args:
         where: Name of the recipe, for errors.
@@ -56,6 +60,7 @@ def coupling_layers(
         normalize: Put an ActNorm after each layer.
         residual: Join equal widths of the conditioners by skip connections.
         dropout: Dropout probability of the conditioners.
+        scaled: Put an ActNorm next to the base, which then has a learned mean and scale.
 
     Raises:
         DomainError: Fewer than two features or one transform.
@@ -66,7 +71,7 @@ def coupling_layers(
             f"transforms={transforms}"
             + ("; a single feature takes an autoregressive recipe such as nsf" * (features == 1))
         )
-    parts: list[Transport] = []
+    parts: list[Transport] = [ActNorm((features,))] if scaled else []
     for k in range(transforms):
         moved = masks.halves(features, flip=k % 2 == 1)
         moves = int(moved.sum())
@@ -86,4 +91,5 @@ def coupling_layers(
             parts.append(Permutation(torch.randperm(features)))
             if mixing == "lu":
                 parts.append(oriented(LULinear(features), fast))
-    return parts
+    context_shape = (context,) if context else None
+    return Flow(Gaussian(features), Chain(*parts), context_shape=context_shape)

@@ -6,12 +6,11 @@ dequantization and architecture design, arXiv 1902.00275, section 3.2.
 
 from collections.abc import Sequence
 
-from cflow.base import Gaussian
 from cflow.flow import Flow
-from cflow.recipes.coupling import Mixing, coupling_layers
+from cflow.recipes.coupling import Mixing, coupling_flow
 from cflow.recipes.orientation import Fast
 from cflow.recipes.recipe import recipe
-from cflow.transport import Chain, LogisticMixtureMap
+from cflow.transport import LogisticMixtureMap
 
 __all__ = ["flowpp"]
 
@@ -50,7 +49,7 @@ def flowpp(
         >>> flowpp(features=4, transforms=2, hidden_features=(16,)).sample(3).shape
         torch.Size([3, 4])
     """
-    layers = coupling_layers(
+    return coupling_flow(
         "flowpp",
         features,
         context,
@@ -61,5 +60,3 @@ def flowpp(
         mixing=mixing,
         dropout=dropout,
     )
-    context_shape = (context,) if context else None
-    return Flow(Gaussian(features), Chain(*layers), context_shape=context_shape)

@@ -8,12 +8,11 @@ Source: Papamakarios et al. (2017), Masked autoregressive flow, arXiv 1705.07057
 
 from collections.abc import Sequence
 
-from cflow.base import Gaussian
 from cflow.flow import Flow
-from cflow.recipes.autoregressive import Order, autoregressive_layers
+from cflow.recipes.autoregressive import Order, autoregressive_flow
 from cflow.recipes.orientation import Fast
 from cflow.recipes.recipe import recipe
-from cflow.transport import ActNorm, AffineMap, Chain
+from cflow.transport import AffineMap
 
 __all__ = ["iaf", "maf"]
 
@@ -54,7 +53,7 @@ def maf(
         >>> maf(features=4, transforms=2, hidden_features=(16,)).sample(3).shape
         torch.Size([3, 4])
     """
-    layers = autoregressive_layers(
+    return autoregressive_flow(
         "maf",
         features,
         context,
@@ -67,8 +66,6 @@ def maf(
         residual=residual,
         dropout=dropout,
     )
-    context_shape = (context,) if context else None
-    return Flow(Gaussian(features), Chain(*layers), context_shape=context_shape)
 
 
 @recipe
@@ -108,7 +105,7 @@ def iaf(
         >>> x.shape, log_prob.shape
         (torch.Size([3, 4]), torch.Size([3]))
     """
-    layers = autoregressive_layers(
+    return autoregressive_flow(
         "iaf",
         features,
         context,
@@ -119,7 +116,5 @@ def iaf(
         order=order,
         residual=residual,
         dropout=dropout,
+        scaled=True,
     )
-    context_shape = (context,) if context else None
-    chain = Chain(ActNorm((features,)), *layers)  # the learned mean and scale of the base
-    return Flow(Gaussian(features), chain, context_shape=context_shape)

@@ -5,12 +5,11 @@ Source: Huang et al. (2018), Neural autoregressive flows, arXiv 1804.00779.
 
 from collections.abc import Sequence
 
-from cflow.base import Gaussian
 from cflow.flow import Flow
-from cflow.recipes.autoregressive import Order, autoregressive_layers
+from cflow.recipes.autoregressive import Order, autoregressive_flow
 from cflow.recipes.orientation import Fast
 from cflow.recipes.recipe import recipe
-from cflow.transport import Chain, NeuralMap
+from cflow.transport import NeuralMap
 
 __all__ = ["naf"]
 
@@ -54,7 +53,7 @@ def naf(
         >>> naf(features=3, transforms=1, hidden_features=(8,)).sample(2).shape
         torch.Size([2, 3])
     """
-    layers = autoregressive_layers(
+    return autoregressive_flow(
         "naf",
         features,
         context,
@@ -67,5 +66,3 @@ def naf(
         residual=residual,
         dropout=dropout,
     )
-    context_shape = (context,) if context else None
-    return Flow(Gaussian(features), Chain(*layers), context_shape=context_shape)

@@ -5,12 +5,11 @@ Source: Dinh et al. (2015), NICE: non-linear independent components estimation, 
 
 from collections.abc import Sequence
 
-from cflow.base import Gaussian
 from cflow.flow import Flow
-from cflow.recipes.coupling import Mixing, coupling_layers
+from cflow.recipes.coupling import Mixing, coupling_flow
 from cflow.recipes.orientation import Fast
 from cflow.recipes.recipe import recipe
-from cflow.transport import ActNorm, AdditiveMap, Chain
+from cflow.transport import AdditiveMap
 
 __all__ = ["nice"]
 
@@ -47,7 +46,7 @@ def nice(
         >>> nice(features=4, transforms=2).sample(3).shape
         torch.Size([3, 4])
     """
-    layers = coupling_layers(
+    return coupling_flow(
         "nice",
         features,
         context,
@@ -58,6 +57,5 @@ def nice(
         mixing=mixing,
         normalize=False,
         dropout=dropout,
+        scaled=True,
     )
-    chain = Chain(ActNorm((features,)), *layers)
-    return Flow(Gaussian(features), chain, context_shape=(context,) if context else None)

@@ -6,14 +6,13 @@ Source: Durkan et al. (2019), Neural spline flows, arXiv 1906.04032.
 from collections.abc import Sequence
 from typing import Literal
 
-from cflow.base import Gaussian
 from cflow.errors import DomainError
 from cflow.flow import Flow
-from cflow.recipes.autoregressive import autoregressive_layers
-from cflow.recipes.coupling import coupling_layers
+from cflow.recipes.autoregressive import autoregressive_flow
+from cflow.recipes.coupling import coupling_flow
 from cflow.recipes.orientation import Fast
 from cflow.recipes.recipe import recipe
-from cflow.transport import Chain, RationalQuadraticMap
+from cflow.transport import RationalQuadraticMap
 
 __all__ = ["nsf"]
 
@@ -64,7 +63,7 @@ def nsf(
     """
     univariate = RationalQuadraticMap(bins=bins, bound=bound)
     if kind == "autoregressive":
-        layers = autoregressive_layers(
+        return autoregressive_flow(
             "nsf",
             features,
             context,
@@ -77,8 +76,8 @@ def nsf(
             residual=residual,
             dropout=dropout,
         )
-    elif kind == "coupling":
-        layers = coupling_layers(
+    if kind == "coupling":
+        return coupling_flow(
             "nsf",
             features,
             context,
@@ -91,7 +90,4 @@ def nsf(
             residual=residual,
             dropout=dropout,
         )
-    else:
-        raise DomainError(f"nsf: kind must be 'autoregressive' or 'coupling', got {kind!r}")
-    context_shape = (context,) if context else None
-    return Flow(Gaussian(features), Chain(*layers), context_shape=context_shape)
+    raise DomainError(f"nsf: kind must be 'autoregressive' or 'coupling', got {kind!r}")

@@ -5,12 +5,11 @@ Source: Dinh et al. (2017), Density estimation using Real NVP, arXiv 1605.08803.
 
 from collections.abc import Sequence
 
-from cflow.base import Gaussian
 from cflow.flow import Flow
-from cflow.recipes.coupling import Mixing, coupling_layers
+from cflow.recipes.coupling import Mixing, coupling_flow
 from cflow.recipes.orientation import Fast
 from cflow.recipes.recipe import recipe
-from cflow.transport import AffineMap, Chain
+from cflow.transport import AffineMap
 
 __all__ = ["realnvp"]
 
@@ -52,7 +51,7 @@ def realnvp(
         >>> flow.log_prob(torch.zeros(3, 4)).shape
         torch.Size([3])
     """
-    layers = coupling_layers(
+    return coupling_flow(
         "realnvp",
         features,
         context,
@@ -63,5 +62,3 @@ def realnvp(
         mixing=mixing,
         dropout=dropout,
     )
-    context_shape = (context,) if context else None
-    return Flow(Gaussian(features), Chain(*layers), context_shape=context_shape)

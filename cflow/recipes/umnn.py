@@ -5,12 +5,11 @@ Source: Wehenkel and Louppe (2019), Unconstrained monotonic neural networks, arX
 
 from collections.abc import Sequence
 
-from cflow.base import Gaussian
 from cflow.flow import Flow
-from cflow.recipes.autoregressive import Order, autoregressive_layers
+from cflow.recipes.autoregressive import Order, autoregressive_flow
 from cflow.recipes.orientation import Fast
 from cflow.recipes.recipe import recipe
-from cflow.transport import Chain, UnconstrainedMonotonicMap
+from cflow.transport import UnconstrainedMonotonicMap
 
 __all__ = ["umnn"]
 
@@ -50,7 +49,7 @@ def umnn(
         >>> umnn(features=3, transforms=1, hidden_features=(8,)).sample(2).shape
         torch.Size([2, 3])
     """
-    layers = autoregressive_layers(
+    return autoregressive_flow(
         "umnn",
         features,
         context,
@@ -63,5 +62,3 @@ def umnn(
         residual=residual,
         dropout=dropout,
     )
-    context_shape = (context,) if context else None
-    return Flow(Gaussian(features), Chain(*layers), context_shape=context_shape)
