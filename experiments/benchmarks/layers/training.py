@@ -26,7 +26,7 @@ def training(settings: Settings) -> list[Row]:
     for kind in ("nsf", "maf"):
         torch.manual_seed(settings.seed)
         x = torch.randn(batch, features)
-        models = contestants(kind, features, hidden)
+        models = contestants(kind, features, hidden, backend=settings.size("inductor", "aot_eager"))
         steps = {name: step(*model, x) for name, model in models.items()}
         seconds = interleave(steps, settings.rounds(), warm_up=3)
         sizes = {
@@ -49,14 +49,16 @@ def training(settings: Settings) -> list[Row]:
 Model = tuple[nn.Module, Callable[[Tensor], Tensor]]
 
 
-def contestants(kind: str, features: int, hidden: tuple[int, ...]) -> dict[str, Model]:
+def contestants(
+    kind: str, features: int, hidden: tuple[int, ...], *, backend: str
+) -> dict[str, Model]:
     """Return each contestant's module and its loss of a batch."""
     build = {"nsf": splines, "maf": affine}[kind]
     flows = build(features, hidden)
     ours = flows["cflow"][0]
     loss = flows["cflow"][1]
     torch.compiler.reset()
-    compiled = torch.compile(lambda x: loss(x))
+    compiled = torch.compile(lambda x: loss(x), backend=backend)
     outputs = features * (3 * BINS - 1 if kind == "nsf" else 2)
     return {"floor": floor(features, hidden, outputs), **flows, "cflow, compiled": (ours, compiled)}
 
