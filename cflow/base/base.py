@@ -45,7 +45,10 @@ class Base(nn.Module, ABC):
 
     @abstractmethod
     def log_prob(self, x: Points, context: Tensor | None = None) -> Batch:
-        """Return log densities `(*batch,)` of points `(*batch, *event_shape)`."""
+        """Return log densities `(*batch,)` of points `(*batch, *event_shape)`, in float32 at least.
+
+        A law that takes no condition ignores the context, which may be there for the layers.
+        """
 
     def _enter(self, x: Tensor) -> Tensor:
         """Check the shape of points and widen them to float32 at least."""

@@ -209,7 +209,8 @@ class ClassConditional(Centred, Product):
         if context is None or context.is_floating_point():
             got = "none" if context is None else str(context.dtype)
             raise DomainError(f"ClassConditional: the context must be integer labels, got {got}")
-        return self._row(self.mean, context), self._row(self.log_scale, context)
+        label = context.long()  # an embedding takes no bytes
+        return self._row(self.mean, label), self._row(self.log_scale, label)
 
     def _row(self, table: Tensor, label: Tensor) -> Tensor:
         # an embedding, because plain indexing takes -1 for the last class

@@ -29,10 +29,10 @@ class Resampled(Base):
 
     What `log_prob` is: the formula with an estimate in place of Z.
 
-    - In evaluation mode, Z is the number in store. `measure` sets it as precisely as wanted and
-      reports its standard error; log p is then off by at most the relative error of Z, the same for
-      every point up to the weight of (1-Z)^(T-1). Weights that change outside training make the
-      number stale: measure again.
+    - In evaluation mode, Z is the number in store, a constant to autograd. `measure` sets it as
+      precisely as wanted and reports its standard error; log p is then off by at most the relative
+      error of Z, the same for every point up to the weight of (1-Z)^(T-1). Weights that change
+      outside training make the number stale: measure again.
     - In training mode, Z is the mean over `draws` fresh proposals, with its gradient: log p is
       neither exact nor a bound, and biased by order 1 / draws. Each such call moves the stored
       number by `momentum` towards its estimate (so in training mode `log_prob` is not pure; use

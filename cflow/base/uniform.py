@@ -51,4 +51,4 @@ class SphereUniform(Base):
         return Sphere().projx(torch.randn(full, dtype=dtype, device=device, generator=generator))
 
     def log_prob(self, x: Points, context: Tensor | None = None) -> Batch:
-        return (-Sphere().log_volume(self.event_shape)) * torch.ones_like(x[..., 0])
+        return torch.full_like(self._enter(x)[..., 0], -Sphere().log_volume(self.event_shape))

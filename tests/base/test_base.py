@@ -1,10 +1,13 @@
 """Bases against torch.distributions, and their samples against their densities."""
 
+import math
+
 import pytest
 import torch
 from scipy.stats import kstest
 
-from cflow.base import Gaussian
+from cflow.base import Gaussian, SphereUniform
+from cflow.errors import ShapeError
 
 
 @pytest.mark.parametrize("event", [(), (3,), (2, 4)], ids=str)
@@ -24,3 +27,12 @@ def test_samples_are_normal_and_follow_the_dtype_of_the_module() -> None:
     assert Gaussian(2).to(torch.bfloat16).sample((1,)).dtype == torch.bfloat16
     low = Gaussian(2).log_prob(torch.zeros(1, 2, dtype=torch.bfloat16))
     assert low.dtype == torch.float32
+
+
+def test_the_sphere_keeps_its_density_in_float32_and_checks_shapes() -> None:
+    base = SphereUniform((3,)).to(torch.bfloat16)
+    log_prob = base.log_prob(base.sample((4,)))
+    assert log_prob.dtype == torch.float32
+    assert log_prob.tolist() == pytest.approx([-math.log(4 * math.pi)] * 4)
+    with pytest.raises(ShapeError, match=r"SphereUniform\.log_prob: x must end in shape \(3,\)"):
+        base.log_prob(torch.zeros(4, 2))

@@ -90,6 +90,12 @@ def test_labels_must_be_integers(label: Tensor | None) -> None:
         ClassConditional(3, 2).log_prob(torch.zeros(4, 2), label)
 
 
+def test_labels_may_be_bytes() -> None:
+    base, label = ClassConditional(3, 2), torch.tensor([2, 0], dtype=torch.uint8)
+    x = torch.randn(2, 2)
+    assert torch.equal(base.log_prob(x, label), base.log_prob(x, label.long()))
+
+
 @pytest.mark.parametrize("label", [-1, 3])
 def test_labels_out_of_range_are_refused(label: int) -> None:
     with pytest.raises(IndexError):

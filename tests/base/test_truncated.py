@@ -3,6 +3,7 @@
 import pytest
 import torch
 from scipy.stats import kstest, truncnorm
+from torch import nn
 
 from cflow.base import DiagonalGaussian, Gaussian, Mixture, StudentT, Truncated, Uniform
 from cflow.errors import DomainError
@@ -23,6 +24,15 @@ def test_densities_and_draws_are_scipys(ends: tuple[float, float]) -> None:
     some = x[:50]
     expected = torch.from_numpy(truncnorm.logpdf(some.numpy(), *ends))
     assert torch.allclose(base.log_prob(some[:, None]), expected, atol=1e-8)
+
+
+def test_draws_stay_in_a_box_a_few_roundings_wide() -> None:
+    inner, low = DiagonalGaussian(50), 1 / 3
+    nn.init.normal_(inner.mean)
+    nn.init.normal_(inner.log_scale)
+    x = Truncated(inner, low=low, high=low + 1e-15).sample((400,))
+    assert x.min() >= low
+    assert x.max() <= low + 1e-15
 
 
 def test_a_whole_line_cuts_nothing() -> None:
