@@ -1,10 +1,12 @@
-"""Density of five UCI tables: FFJORD and an exact CNF beside zuko's CNF, at equal size and time.
+"""Density of five UCI tables with any recipe, beside zuko's flows at equal size and time or steps.
 
-    python -m experiments.tabular                       # about 45 minutes on two cores
+    python -m experiments.tabular                       # FFJORD and the exact CNF; about 45 minutes
+    python -m experiments.tabular --recipes maf zuko_maf nsf zuko_nsf --steps 1000
     python -m experiments.tabular --tables red --folds 0 --seconds 20
     python -m experiments.tabular --smoke               # the same road in seconds
 
-Every model is trained by maximum likelihood on one thread for the same seconds, by the same trainer
+Every model is trained by maximum likelihood on one thread for the same seconds, or the same steps
+where `--steps` is given, by the same trainer
 (AdamW, averaged weights, best validation kept), and asked for the log-likelihood of held-out rows,
 those of continuous flows in float64 with the exact divergence and tolerances of 1e-6. Its learning
 rate is the best by validation on fold 0 of one table, red wine, and serves all tables. Data and
@@ -174,11 +176,6 @@ class Run:
     def _done(self, job: Job) -> bool:
         entry = self.report["jobs"].get(job.name)
         return entry is not None and entry["job"] == asdict(job) and self.rows(job.name).exists()
-
-
-def written(job: Job) -> dict[str, Any]:
-    """Return a job as it reads in the report."""
-    return {**asdict(job), "options": str(job.options)}
 
 
 def summary(run: Run, table: str, rates: dict[str, float]) -> dict[str, Any]:

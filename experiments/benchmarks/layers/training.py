@@ -6,6 +6,7 @@ flow of these sizes can be trained in less by eager matrix products.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -97,7 +98,7 @@ def splines(features: int, hidden: tuple[int, ...]) -> dict[str, Model]:
             for _ in range(TRANSFORMS)
         ],
     )
-    normal = normflows.NormalizingFlow(
+    normal: Any = normflows.NormalizingFlow(
         normflows.distributions.DiagGaussian(features, trainable=False),
         [
             normflows.flows.AutoregressiveRationalQuadraticSpline(
@@ -135,7 +136,7 @@ def affine(features: int, hidden: tuple[int, ...]) -> dict[str, Model]:
         for _ in range(TRANSFORMS)
     ]
     # Their masked affine layer is parallel towards the data: the density's pass is its forward.
-    normal = normflows.NormalizingFlow(
+    normal: Any = normflows.NormalizingFlow(
         normflows.distributions.DiagGaussian(features, trainable=False),
         [normflows.flows.Reverse(part) for part in parts],
     )
@@ -147,7 +148,7 @@ def affine(features: int, hidden: tuple[int, ...]) -> dict[str, Model]:
     }
 
 
-def nflows_flow(features: int, parts: list[nn.Module]) -> nn.Module:
+def nflows_flow(features: int, parts: list[nn.Module]) -> Any:
     import nflows.distributions
     import nflows.flows
     import nflows.transforms as nft
