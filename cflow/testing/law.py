@@ -183,8 +183,9 @@ class Law:
 
 def _features(u: Tensor) -> Tensor:
     """Return bounded functions whose means tell laws apart; the first is 1, with the mass."""
-    ones = torch.ones_like(u[:, :1])
-    return torch.cat([ones, u.tanh(), (-0.5 * u.square()).exp()], 1)
+    square = u.square()
+    ones, joint = torch.ones_like(u[:, :1]), (-0.5 * square.mean(1, keepdim=True)).exp()
+    return torch.cat([ones, joint, u.tanh(), (-0.5 * square).exp()], 1)
 
 
 def _chi_squared(freedom: int) -> float:

@@ -40,8 +40,8 @@ def low_precision(bench: Bench, dtype: torch.dtype) -> Finding:
 def low_networks(bench: Bench) -> Finding:
     """Put the networks inside in bfloat16 and leave the points in float32.
 
-    Points and ladj must stay float32 and finite, and a round trip must close: both ways meet the
-    same rounded network, which leaves the float32 rounding of points, 1e-2 of their size at worst.
+    Points and ladj must stay float32 and finite, and a round trip must close to 1e-2 of their size:
+    an inversion may add up the terms of a network in another order, and bfloat16 rounds at 4e-3.
     """
     transport = bench.make().to(torch.float32)
     networks = list(_networks(transport))
@@ -64,7 +64,11 @@ def low_networks(bench: Bench) -> Finding:
         return Finding("", "failed", message="points or ladj fall below float32")
     scale = 1 + float(there.x.detach().abs().max())
     bound = max(1e-2, 10 * bench.demands.round_trip)
-    return judged(gap(back.x, x) / scale, bound, "points do not come back, or are not finite")
+    apart = gap(back.x, x)
+    if bench.exact:
+        apart = max(apart, gap(ladj_of(back), 0 * ladj_of(back)))
+    wrong = "points do not come back, the account stays open, or they are not finite"
+    return judged(apart / scale, bound, wrong)
 
 
 def _networks(module: nn.Module) -> Iterator[nn.Module]:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from cflow.state import State, tracked
-from cflow.testing.bench import Bench, gap, ladj_of, start
+from cflow.testing.bench import Bench, Side, gap, ladj_of, start
 from cflow.testing.report import Finding, judged, skipped
 from cflow.transport import Transport
 
@@ -40,7 +40,9 @@ def compiles(bench: Bench) -> Finding:
     if not bench.demands.trace:
         return skipped("not asked for")
     transport, apart = bench.make(), []
-    for method, side in ((transport.push, "base"), (transport.pull, "data")):
+    sides: tuple[Side, Side] = ("base", "data")
+    for side in sides:
+        method = transport.push if side == "base" else transport.pull
         torch.compiler.reset()
         x, context = bench.side(transport, side, 4)
         compiled = torch.compile(method, fullgraph=True, backend="aot_eager")

@@ -44,8 +44,9 @@ def check_transport(
         context: Shape of one condition, or None.
         classes: Number of classes where the context is integer labels, which then have shape
             `context`, () for one label; 0 for a context of real numbers.
-        adjacency: True at (i, j) where entry i of the push depends on entry j of the base, its own
-            entry aside. Without it autoregressive layers are held to that of their network.
+        adjacency: True at (i, j) where entry i of the push depends on entry j of the base. One with
+            an empty diagonal says who steers whom: own entries are added, and the pull is held to
+            it as well. Without it autoregressive layers are held to that of their network.
         demands: How points are drawn and how exact the map must be; `Demands()` if None.
 
     Returns:

@@ -13,9 +13,9 @@ from cflow.testing import Demands, check_flow
 from cflow.testing.bench import perturb
 from cflow.transport import RussianRoulette
 
-DEEP = dict(transforms=2, hidden_features=(6,))
-SINGLE = dict(transforms=1, hidden_features=(4,))
-TARFLOW = dict(patch=2, width=8, blocks=2, layers=1, heads=2)
+DEEP: dict[str, Any] = dict(transforms=2, hidden_features=(6,))
+SINGLE: dict[str, Any] = dict(transforms=1, hidden_features=(4,))
+TARFLOW: dict[str, Any] = dict(patch=2, width=8, blocks=2, layers=1, heads=2)
 FEW = RK4(4)
 PLAIN = Demands(spread=0.1)
 SOLVED = Demands(round_trip=1e-4, jacobian=1e-4, far=None, spread=0.1)
