@@ -158,9 +158,9 @@ def independence(bench: Bench) -> Finding:
     transport, apart = bench.make(), []
     sides: tuple[Side, Side] = ("base", "data")
     for side in sides:
-        x, context = bench.side(transport, side, 5)
+        x, context = bench.side(transport, side, 3)
         full = bench.run(transport, side, start(x), context)
-        for k in range(5):
+        for k in range(3):
             given = None if context is None else context[k : k + 1]
             alone = bench.run(transport, side, start(x[k : k + 1]), given)
             apart.append(bench.apart(alone, State(full.x[k : k + 1], ladj_of(full)[k : k + 1])))
