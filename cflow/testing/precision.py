@@ -40,7 +40,7 @@ def low_precision(bench: Bench, dtype: torch.dtype) -> Finding:
 def low_networks(bench: Bench) -> Finding:
     """Put the networks inside in bfloat16 and leave the points in float32.
 
-    Points and ladj must stay float32 and finite, and a round trip must close to 1e-2 of their size:
+    Points and ladj must stay float32 and finite, and a round trip must close to 5e-2 of their size:
     an inversion may add up the terms of a network in another order, and bfloat16 rounds at 4e-3.
     """
     transport = bench.make().to(torch.float32)
@@ -56,14 +56,14 @@ def low_networks(bench: Bench) -> Finding:
     try:
         there = bench.run(transport, "base", start(x), context)
     except (RuntimeError, ValueError) as error:
-        if "dtype" in str(error):
+        if "type" in str(error):
             return skipped("the networks take points of their own dtype only")
         raise
     back = bench.run(transport, "data", there, context)
     if {there.x.dtype, ladj_of(there).dtype, back.x.dtype} != {torch.float32}:
         return Finding("", "failed", message="points or ladj fall below float32")
     scale = 1 + float(there.x.detach().abs().max())
-    bound = max(1e-2, 10 * bench.demands.round_trip)
+    bound = max(5e-2, 10 * bench.demands.round_trip)
     apart = gap(back.x, x)
     if bench.exact:
         apart = max(apart, gap(ladj_of(back), 0 * ladj_of(back)))

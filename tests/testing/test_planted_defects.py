@@ -191,6 +191,9 @@ def test_statistics_that_stay_pass() -> None:
         (finding,) = [f for f in report.findings if f.name == "initialised once"]
         assert finding.outcome == "passed", str(report)
         report.raise_if_failed()
+    moving = MovingBatchNorm((2,))
+    moving.fit(3 + torch.randn(50, 2))  # it was set before, and goes on moving in training
+    check_transport(moving, shape=(2,)).raise_if_failed()
 
 
 class Squashed(Layer):
