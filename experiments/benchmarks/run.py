@@ -41,6 +41,7 @@ def measure(name: str, figures: Figures, settings: Settings, *, packages: Sequen
         report["figures"][figure] = [row.json() for row in rows]
         show(figure, rows)
         (out / "report.json").write_text(json.dumps(report, indent=2))
+        (out / "table.md").write_text(markdown(report))
     missed = [r for rows in report["figures"].values() for r in rows if r["reached"] is False]
     total = sum(report["seconds"].values())
     print(f"\n{len(missed)} figures are not as wanted; {total:.0f} s; {out}/report.json")
@@ -83,3 +84,18 @@ def value(v: Value, unit: str) -> str:
     if unit == "s":
         return f"{v * 1e6:.0f} us" if v < 1e-3 else f"{v * 1e3:.1f} ms"
     return f"{v:.3g} {unit}".strip() if unit != "rows" else f"{v:.0f}"
+
+
+def markdown(report: Report) -> str:
+    """Return the figures as a table for a page."""
+    lines = ["| figure | ours | peers | judged | wanted | reached |", "|---|---|---|---|---|---|"]
+    for row in (row for rows in report["figures"].values() for row in rows):
+        judged = "" if row["judged"] is None else f"{row['judged']:.3g}"
+        if row["spread"] is not None:
+            judged += " ({:.2f}..{:.2f})".format(*row["spread"])
+        wanted = "" if row["wanted"] is None else "{} {:g}".format(*row["wanted"])
+        reached = {None: "", True: "yes", False: "no"}[row["reached"]]
+        peers = ", ".join(f"{who} {value(v, row['unit'])}" for who, v in row["peers"].items())
+        ours = value(row["ours"], row["unit"])
+        lines.append(f"| {row['what']} | {ours} | {peers} | {judged} | {wanted} | {reached} |")
+    return "\n".join(lines) + "\n"

@@ -55,6 +55,9 @@ MODELS: dict[str, Build] = {
     "iaf": Build("iaf", dict(transforms=5, hidden_features=HIDDEN)),
     "nsf": Build("nsf", dict(transforms=5, hidden_features=HIDDEN, bins=8)),
     "zuko_nsf": Build("NSF", dict(transforms=5, hidden_features=HIDDEN, bins=8), "zuko"),
+    "nsf_dropout": Build(
+        "nsf", dict(transforms=5, hidden_features=HIDDEN, bins=8, dropout=0.3, residual=True)
+    ),
     "nsf_coupling": Build(
         "nsf", dict(kind="coupling", transforms=6, hidden_features=HIDDEN, normalize=True)
     ),
