@@ -239,7 +239,8 @@ def _at_frequencies(weight: Tensor, tolerance: float) -> tuple[Tensor, float]:
 
 
 def _shrink(weight: Tensor, bound: Tensor, coefficient: float) -> Tensor:
-    return weight * (coefficient / bound.clamp(min=coefficient))
+    room = coefficient * (1 - 8 * torch.finfo(weight.dtype).eps)  # for the rounding of the product
+    return weight / (bound / room).clamp(min=1.0)
 
 
 def _wide(weight: Tensor) -> Tensor:

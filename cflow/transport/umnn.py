@@ -13,7 +13,7 @@ arXiv 1908.05164, equation 1 (there Clenshaw-Curtis).
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -53,6 +53,9 @@ class UnconstrainedMonotonicMap(UnivariateMap):
     units: int = 6
     bound: float = 5.0
     nodes: int = 32
+    _rule: tuple[tuple[float, ...], tuple[float, ...]] = field(
+        init=False, repr=False, compare=False
+    )
 
     def __post_init__(self) -> None:
         expect_positive("UnconstrainedMonotonicMap", bound=self.bound)
@@ -61,6 +64,8 @@ class UnconstrainedMonotonicMap(UnivariateMap):
                 f"UnconstrainedMonotonicMap: units must be 1 and nodes 2 or more, got "
                 f"{self.units}, {self.nodes}"
             )
+        # Computed once and kept: a compiler cannot look into NumPy.
+        object.__setattr__(self, "_rule", _legendre(self.nodes))
 
     @property
     def parameters(self) -> int:
@@ -74,7 +79,7 @@ class UnconstrainedMonotonicMap(UnivariateMap):
 
     def _push(self, x: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
         inside = x.clamp(-self.bound, self.bound)
-        nodes, weights = _legendre(self.nodes)
+        nodes, weights = self._rule
         tau = torch.tensor(nodes, dtype=x.dtype, device=x.device)
         weight = torch.tensor(weights, dtype=x.dtype, device=x.device)
         t = inside[..., None] * tau
@@ -103,8 +108,7 @@ class UnconstrainedMonotonicMap(UnivariateMap):
         return root(where, self._push, y, theta, low=low, high=high, steps=80)
 
 
-@torch.compiler.assume_constant_result
-def _legendre(count: int) -> tuple[list[float], list[float]]:
+def _legendre(count: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return nodes and weights of Gauss-Legendre quadrature on [0, 1]."""
     nodes, weights = np.polynomial.legendre.leggauss(count)
-    return ((nodes + 1) / 2).tolist(), (weights / 2).tolist()
+    return tuple(((nodes + 1) / 2).tolist()), tuple((weights / 2).tolist())
