@@ -129,7 +129,7 @@ class MaskedMLP(nn.Module):
         h = x.to(dtype)
         context = None if context is None else context.to(dtype)
         for number, layer in enumerate(self.hidden):
-            new = self.activation(layer(_join(h, context)))
+            new = _activated(self.activation, layer(_join(h, context)))
             new = new if dropout is None else dropout(new)
             h = h + new if self.joins(number) else new
         return self.last(_join(h, context))
@@ -278,6 +278,11 @@ def _depths(adjacency: Tensor) -> Tensor | None:
         depth[ready] = level
         waiting = waiting - adjacency[:, ready].sum(1)
     return depth if bool((depth >= 0).all()) else None
+
+
+def _activated(activation: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
+    """Apply it to a tensor of ours: in place where no gradient needs the input."""
+    return torch.relu_(z) if activation is nn.functional.relu else activation(z)
 
 
 def _join(h: Tensor, context: Tensor | None) -> Tensor:

@@ -30,7 +30,7 @@ from cflow.transport.univariate import in_full_precision
 
 __all__ = ["Incremental", "solve_transposed"]
 
-_BLOCK = 16  # levels; see experiments/benchmarks/layers/sampling.py
+_UNITS = 48  # of the widest layer in a block; see experiments/benchmarks/layers/sampling.py
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Incremental(Inversion):
     through one full pass for each level instead.
 
     Attributes:
-        block: Levels in a block; None for 16.
+        block: Levels in a block; None for as many as hold about 48 units of the widest layer.
 
     Example:
         >>> Incremental().block is None
@@ -60,7 +60,8 @@ class Incremental(Inversion):
     def solve(self, system: Triangular, y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         if system.net is None or not _same_for_all(system, y):
             return unrolled(system, y, context)
-        return _invert(system, _Plan(system.net, context), y, self.block or _BLOCK)
+        plan = _Plan(system.net, context)
+        return _invert(system, plan, y, self.block or plan.block)
 
 
 class _Plan:
@@ -72,6 +73,8 @@ class _Plan:
         device, self.dtype = net.last.weight.device, net.last.weight.dtype
         depth, each = torch.tensor(net.depth), net.parameters_each
         self.levels = int(depth.max()) + 1
+        widest = max(layer.out_features for layer in layers[:-1] or layers)
+        self.block = max(1, min(self.levels, _UNITS * self.levels // widest))
         self.rank = depth.argsort(stable=True).to(device)
         rows = (self.rank[:, None] * each + torch.arange(each, device=device)).flatten()
         # ends[k][d + 1]: how many inputs (k = 0), or outputs of layer k - 1, have level d at most.
@@ -180,8 +183,8 @@ def solve_transposed(system: Triangular, x: Tensor, context: Tensor | None, grad
     # pulled[k]: gradient that has reached input k of the chain; sent[k]: that of layer k's product.
     pulled = [wanted.new_zeros(w.shape[1], len(x), dtype=plan.dtype) for w in weights]
     sent = [wanted.new_empty(len(w), len(x), dtype=plan.dtype) for w in weights]
-    for stop in range(plan.levels, 0, -_BLOCK):
-        first = max(stop - _BLOCK, 0)
+    for stop in range(plan.levels, 0, -plan.block):
+        first = max(stop - plan.block, 0)
         for level in range(stop - 1, first - 1, -1):
             i, j = ends[0][level], ends[0][level + 1]
             a[i:j] = (wanted[i:j] - pulled[0][i:j]) / slope[i:j]
