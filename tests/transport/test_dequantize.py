@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cflow import Flow, State
+from cflow import Flow, State, tracked
 from cflow.base import Gaussian
 from cflow.errors import DomainError
 from cflow.metrics import bits_per_dim
@@ -59,9 +59,7 @@ class PerfectNoise(Layer):
 
     def _map(self, eps: Tensor, context: Tensor | None) -> Tensor:
         assert context is not None
-        level = ((context + 1) * self.levels / 2 - 0.5).round()  # as the layer scales integers
-        ends = normal.cdf(edges(self.levels, self.alpha))
-        low, high = ends[level.long()], ends[level.long() + 1]
+        level, low, high = self._cell(context)
         z = normal.icdf(low + normal.cdf(eps) * (high - low))
         s = torch.sigmoid(z * SCALE + SHIFT)
         u = ((s - self.alpha) / (1 - 2 * self.alpha)) * self.levels - level
@@ -70,7 +68,30 @@ class PerfectNoise(Layer):
     def _pull(
         self, y: Tensor, context: Tensor | None, *, tracked: bool
     ) -> tuple[Tensor, Tensor | None]:
-        raise NotImplementedError
+        assert context is not None
+        level, low, high = self._cell(context)
+        s = self.alpha + (1 - 2 * self.alpha) * (torch.sigmoid(y) + level) / self.levels
+        z = (torch.logit(s) - SHIFT) / SCALE
+        eps = normal.icdf((normal.cdf(z) - low) / (high - low))
+        slope = self._push(eps, context, tracked=tracked)[1]
+        return eps, None if slope is None else -slope
+
+    def _cell(self, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the integer that the context stands for, and the mass below and above its cell."""
+        level = ((context + 1) * self.levels / 2 - 0.5).round()  # as the layer scales integers
+        ends = normal.cdf(edges(self.levels, self.alpha))
+        return level, ends[level.long()], ends[level.long() + 1]
+
+
+def test_the_perfect_noise_goes_both_ways() -> None:
+    """What the tests below take for perfect is a layer: its pull undoes its push."""
+    noise = PerfectNoise(3, 0.05)
+    eps, x = torch.randn(9, 1), torch.tensor([-2.0, 0.0, 2.0]).repeat(3)[:, None] / 3
+    there = noise.push(tracked(eps), x)
+    back = noise.pull(there, x)
+    assert torch.allclose(back.x, eps, rtol=0, atol=1e-9)
+    assert back.ladj is not None
+    assert torch.allclose(back.ladj, torch.zeros(9), rtol=0, atol=1e-9)
 
 
 def known(data_end: Transport, features: int, alpha: float) -> Flow:
