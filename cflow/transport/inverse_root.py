@@ -2,8 +2,9 @@
 
 A bracket is kept around each root; every step is Newton's where that stays inside and at least
 halves the step before the last, and bisection otherwise (Press et al., Numerical Recipes, section
-9.4, `rtsafe`). The number of steps is fixed, so the search can be traced. At the root x* the result
-is one Newton step in which x* is a constant,
+9.4, `rtsafe`). An entry that has settled stays where it is, so that its root does not depend on its
+batch mates; the search ends with the last of them, in a traced graph after a fixed number of steps.
+At the root x* the result is one Newton step in which x* is a constant,
 
     x = x* - (f(x*; theta) - y) / f'(x*; theta),
 
@@ -43,7 +44,7 @@ def root(
         theta: Its parameters, `(*y.shape, parameters)`.
         low: A number known to lie below each root; None searches for one.
         high: A number known to lie above.
-        steps: Evaluations of the map; halving alone gains 2^-steps.
+        steps: Evaluations of the map at most; halving alone gains 2^-steps.
 
     Raises:
         SolverError: An entry with a finite y was not reached within rounding. Values are looked at
@@ -71,6 +72,7 @@ def _search(push: Move, y: Tensor, theta: Tensor, low: Tensor, high: Tensor, ste
     high = torch.zeros_like(y) + high.detach().to(y.dtype)
     x = (low + high) / 2
     last = before = high - low
+    settled, eps = torch.zeros_like(y, dtype=torch.bool), torch.finfo(y.dtype).eps
     for _ in range(steps):
         value, log_slope = push(x, theta)
         error = value - y
@@ -78,8 +80,14 @@ def _search(push: Move, y: Tensor, theta: Tensor, low: Tensor, high: Tensor, ste
         low, high = torch.where(below, x, low), torch.where(below, high, x)
         newton = x - error * (-log_slope).exp()
         good = (newton >= low) & (newton <= high) & ((newton - x).abs() <= before.abs() / 2)
-        new = torch.where(good, newton, (low + high) / 2)
+        # A small error alone says little where the map is flat, a small step where it is steep.
+        near = (newton - x).abs() <= 64 * eps * x.abs().clamp_min(1)
+        settled = settled | (near & (error.abs() <= eps * y.abs().clamp_min(1)))
+        new = torch.where(settled, x, torch.where(good, newton, (low + high) / 2))
         before, last, x = last, new - x, new
+        settled = settled | (last.abs() <= eps / 2 * x.abs().clamp_min(1))
+        if _known() and bool(settled.all()):
+            break
     return x
 
 
@@ -96,19 +104,22 @@ def bracket(push: Move, y: Tensor, theta: Tensor, *, moves: int = 12) -> tuple[T
     low, high = y - size, y + size
     for k in range(moves):
         reach = 4.0 ** (k + 1) * size
-        low = torch.where(push(low, theta)[0] > y, y - reach, low)
-        high = torch.where(push(high, theta)[0] < y, y + reach, high)
+        above, below = push(low, theta)[0] > y, push(high, theta)[0] < y
+        if _known() and not bool((above | below).any()):
+            break
+        low, high = torch.where(above, y - reach, low), torch.where(below, y + reach, high)
     return low, high
 
 
-def _transformed() -> bool:
-    """Tell whether `torch.func` is at work, where values cannot steer Python."""
-    return torch._C._functorch.maybe_current_level() is not None  # type: ignore[attr-defined]
+def _known() -> bool:
+    """Tell whether values can steer Python: not in a traced graph, nor under `torch.func`."""
+    level = torch._C._functorch.maybe_current_level()  # type: ignore[attr-defined]
+    return level is None and not torch.compiler.is_compiling()
 
 
 def _expect_reached(where: str, x: Tensor, y: Tensor, reached: Tensor, log_slope: Tensor) -> None:
     """Raise unless the map of x is y, up to the rounding of y, of x, and of the map's terms."""
-    if torch.compiler.is_compiling() or _transformed():
+    if not _known():
         return
     eps = torch.finfo(x.dtype).eps
     scale = 1 + y.abs() + (1 + x.abs()) * log_slope.exp()

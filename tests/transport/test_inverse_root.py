@@ -56,6 +56,21 @@ def test_a_root_that_is_not_reached_names_its_entry() -> None:
         root("here", cube, y, torch.zeros(2, 2, 1), low=-1.5, high=1.6)
 
 
+def test_a_search_ends_early_and_ignores_batch_mates() -> None:
+    calls = 0
+
+    def counted(x: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
+        nonlocal calls
+        calls += 1
+        return cube(x, theta)
+
+    y, theta = torch.randn(64), torch.randn(64, 1)
+    easy = root("here", counted, y, theta)[0]
+    assert calls < 24, f"{calls} evaluations of a gentle map"
+    hard = torch.cat([y, torch.tensor([1e9])]), torch.cat([theta, torch.tensor([[-30.0]])])
+    assert torch.equal(root("here", cube, *hard)[0][:64], easy)
+
+
 @pytest.mark.unchecked
 def test_it_traces_as_one_graph() -> None:
     y, theta = torch.randn(5), torch.randn(5, 1)
