@@ -117,7 +117,7 @@ def _invert(system: Triangular, plan: _Plan, y: Tensor, block: int) -> tuple[Ten
         pull = partial(in_full_precision, pull)
     target = plan.sorted(y)
     x = torch.zeros_like(target)
-    slopes = x.new_empty(x.shape, dtype=wide)
+    slopes: list[Tensor] = []
     read = x if x.dtype == plan.dtype else x.to(plan.dtype)
     held = [read, *(read.new_empty(len(w), count) for w in weights[:-1])]
     for first in range(0, plan.levels, block):
@@ -138,8 +138,9 @@ def _invert(system: Triangular, plan: _Plan, y: Tensor, block: int) -> tuple[Ten
             products.append([(out, row, inside) for out, row in zip(pieces, rows, strict=True)])
         sizes = _sizes(ends[0], first, stop)
         a, b = ends[0][first], ends[0][stop]
-        parts = [part[a:b].split(sizes) for part in (target, x, slopes, read)]
-        for step, (wanted, found, slope, seen) in enumerate(zip(*parts, strict=True)):
+        steering = theta.view(b - a, each, count).transpose(1, 2)
+        parts = [part.split(sizes) for part in (target[a:b], x[a:b], read[a:b], steering)]
+        for step, (wanted, found, seen, steer) in enumerate(zip(*parts, strict=True)):
             for k, product in enumerate(products[:last]):
                 out, row, inside = product[step]
                 if len(row):
@@ -148,13 +149,13 @@ def _invert(system: Triangular, plan: _Plan, y: Tensor, block: int) -> tuple[Ten
                     if plan.joins[k]:
                         out += products[k - 1][step][0]
             out, row, inside = products[last][step]
-            piece = out.addmm_(row, inside).view(len(wanted), each, count).transpose(1, 2)
-            moved, steep = pull(wanted, piece)
+            out.addmm_(row, inside)
+            moved, steep = pull(wanted, steer)
             found.copy_(moved)
-            slope.copy_(steep)
+            slopes.append(steep)
             if read is not x:
                 seen.copy_(found)
-    return plan.unsorted(x), plan.unsorted(slopes)
+    return plan.unsorted(x), plan.unsorted(torch.cat(slopes))
 
 
 def _sizes(ends: list[int], first: int, stop: int) -> list[int]:

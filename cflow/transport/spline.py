@@ -106,32 +106,26 @@ class RationalQuadraticMap(UnivariateMap):
 
     def _push(self, x: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
         middle, half = self._box(x)
-        u = ((x - middle) / half).clamp(-1, 1)
+        u, inside = _enter(x, middle, half)
         bin = self._find(u, theta, axis=0)
-        r0, r1 = self._ratios(bin)
+        slope, r0, r1 = self._slopes(bin)
         xi = (u - bin.x) / bin.width
-        q = 1 + (r0 + r1 - 2) * xi * (1 - xi)
-        v = (bin.y + bin.height * xi * (xi + r0 * (1 - xi)) / q).clamp(-1, 1)
-        inside = (x - middle).abs() <= half
-        slope = torch.where(inside, _log_slope(bin, xi, r0, r1, q), 0.0)
-        return torch.where(inside, v * half + middle, x), slope
+        both, q, log_slope = _bend(slope, r0, r1, xi)
+        v = bin.y + bin.height * (xi * xi + r0 * both) / q
+        return _leave(v, middle, half, inside, x), log_slope * inside
 
     def _pull(self, y: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
         middle, half = self._box(y)
-        v = ((y - middle) / half).clamp(-1, 1)
+        v, inside = _enter(y, middle, half)
         bin = self._find(v, theta, axis=1)
-        r0, r1 = self._ratios(bin)
+        slope, r0, r1 = self._slopes(bin)
         eta = (v - bin.y) / bin.height
-        # a xi^2 + b xi - eta = 0 in units of the bin; this form of the root never cancels.
-        bend = (r0 + r1 - 2) * eta
-        a, b = 1 - r0 + bend, r0 - bend
-        root = (b * b + 4 * a * eta).clamp_min(1e-12).sqrt()
+        # (1 - b) xi^2 + b xi - eta = 0 in units of the bin; this form of the root never cancels.
+        b = r0 - (r0 + r1 - 2) * eta
+        root = torch.addcmul(b * b, 1 - b, eta, value=4).clamp_min(1e-12).sqrt()
         xi = 2 * eta / (b + root)
-        q = 1 + (r0 + r1 - 2) * xi * (1 - xi)
-        inside = (y - middle).abs() <= half
-        slope = torch.where(inside, -_log_slope(bin, xi, r0, r1, q), 0.0)
-        u = (bin.x + bin.width * xi).clamp(-1, 1)
-        return torch.where(inside, u * half + middle, y), slope
+        u = bin.x + bin.width * xi
+        return _leave(u, middle, half, inside, y), -_bend(slope, r0, r1, xi)[2] * inside
 
     def _find(self, u: Tensor, theta: Tensor, *, axis: int) -> Bin:
         theta = theta[(None,) * (u.dim() + 1 - theta.dim())]
@@ -139,22 +133,24 @@ class RationalQuadraticMap(UnivariateMap):
         find = unrolled if compiling else gathered
         return find(u, theta, bins=self.bins, floor=self.min_bin, ends=self._ends, axis=axis)
 
-    def _ratios(self, bin: Bin) -> tuple[Tensor, Tensor]:
-        """Return the slopes at both ends of a bin in units of its own, h / w."""
+    def _slopes(self, bin: Bin) -> tuple[Tensor, Tensor, Tensor]:
+        """Return a bin's own slope, h / w, and those at its two ends in units of it."""
         slope = bin.height / bin.width
-        low, range_ = self.min_slope, self.max_slope - self.min_slope
-        share = (1 - low) / range_  # a raw slope of zero gives g = 1
+        low, range_ = 2 * self.min_slope, 2 * (self.max_slope - self.min_slope)
+        share = (2 - low) / range_  # a raw slope of zero gives g = 1
         start = math.log(share / (1 - share))
-        r0, r1 = (
-            2 * (range_ * torch.sigmoid(raw + start) + low) / (1 + slope * width / height)
-            for raw, (width, height) in zip(bin.slopes, (bin.left, bin.right), strict=True)
-        )
-        straight = self._straight(slope)
-        if straight is None:
-            return r0, r1
-        one = 1 / slope
-        r0 = torch.where(bin.first & straight, one, r0)
-        return r0, torch.where(bin.last & straight, one, r1)
+        ratios = [
+            (range_ * torch.sigmoid(raw + start) + low) / (1 + slope * width / height)
+            for width, height, raw in bin.ends
+        ]
+        r0, r1 = ratios if len(ratios) == 2 else ratios[0].unbind(0)
+        if self.tails == "linear" or isinstance(self.tails, tuple):
+            first, last, one = bin.first, bin.last, bin.width / bin.height
+            if isinstance(self.tails, tuple):
+                straight = self._straight(slope)
+                first, last = first & straight, last & straight
+            r0, r1 = torch.where(first, one, r0), torch.where(last, one, r1)
+        return slope, r0, r1
 
     @property
     def _ends(self) -> Ends:
@@ -162,30 +158,43 @@ class RationalQuadraticMap(UnivariateMap):
             return "circular"
         return self.tails
 
-    def _straight(self, like: Tensor) -> Tensor | None:
-        """Return where the slope is 1 at the ends of the box, or None if nowhere."""
-        if isinstance(self.tails, tuple):
-            flags = [kind == "linear" for kind in self.tails]
-            _expect_features("tails", len(flags), like)
-            return torch.tensor(flags, device=like.device)
-        return (
-            torch.ones((), dtype=torch.bool, device=like.device) if self.tails == "linear" else None
-        )
+    def _straight(self, like: Tensor) -> Tensor:
+        """Return which features have a slope of 1 at the ends of the box."""
+        flags = [kind == "linear" for kind in self.tails]
+        _expect_features("tails", len(flags), like)
+        return torch.tensor(flags, device=like.device)
 
-    def _box(self, x: Tensor) -> tuple[Tensor | float, Tensor | float]:
-        """Return the middle and half the side of the box, numbers or one entry per feature."""
-        pairs = _pairs(self.bound)
+    def _box(self, x: Tensor) -> tuple[Tensor | None, Tensor | float]:
+        """Return the middle of the box, None for zero, and half its side; for each feature."""
         if not isinstance(self.bound, tuple):
-            return 0.0, self.bound
+            return None, self.bound
+        pairs = _pairs(self.bound)
         _expect_features("bound", len(pairs), x)
         low, high = torch.tensor(pairs, dtype=x.dtype, device=x.device).unbind(-1)
         return (high + low) / 2, (high - low) / 2
 
 
-def _log_slope(bin: Bin, xi: Tensor, r0: Tensor, r1: Tensor, q: Tensor) -> Tensor:
-    eta = 1 - xi
-    rise = r1 * xi * xi + 2 * xi * eta + r0 * eta * eta
-    return torch.log(bin.height / bin.width * rise / (q * q))
+def _enter(x: Tensor, middle: Tensor | None, half: Tensor | float) -> tuple[Tensor, Tensor]:
+    """Return the box as [-1, 1], with what is outside at its ends, and what is inside."""
+    centred = x if middle is None else x - middle
+    return (centred / half).clamp(-1, 1), centred.abs() <= half
+
+
+def _leave(
+    u: Tensor, middle: Tensor | None, half: Tensor | float, inside: Tensor, x: Tensor
+) -> Tensor:
+    """Return to the box, with what came from outside as it was."""
+    wide = u.clamp(-1, 1) * half
+    return torch.where(inside, wide if middle is None else wide + middle, x)
+
+
+def _bend(slope: Tensor, r0: Tensor, r1: Tensor, xi: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return xi (1 - xi), the denominator q, and the log-slope."""
+    rest = 1 - xi
+    both = xi * rest
+    q = 1 + (r0 + r1 - 2) * both
+    top = torch.add(r1 * xi * xi + r0 * rest * rest, both, alpha=2)
+    return both, q, torch.log(slope * top / (q * q))
 
 
 def _pairs(bound: Bound) -> list[tuple[float, float]]:

@@ -17,17 +17,25 @@ from typing import Literal, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-__all__ = ["Bin", "Ends", "gathered", "unrolled"]
+__all__ = ["Bin", "End", "Ends", "gathered", "unrolled"]
 
 Ends: TypeAlias = Literal["linear", "circular", "none"]
+
+
+class End(NamedTuple):
+    """What meets at an end of a bin: the neighbour's sizes, and the raw slope of the knot."""
+
+    width: Tensor
+    height: Tensor
+    slope: Tensor
 
 
 class Bin(NamedTuple):
     """Where a number lies in a spline on [-1, 1]; every entry has the shape of the points.
 
-    `left` and `right` are the neighbours' sizes: a spline that closes on itself has them at its
-    ends as well, elsewhere the end bins are their own neighbours. `slopes` holds the raw parameters
-    at both ends of the bin; those of a spline with linear tails mean nothing at its ends, where
+    `ends` holds the left end and the right one, or one `End` with both stacked along a new first
+    axis. A spline that closes on itself has neighbours at its ends as well, elsewhere the end bins
+    are their own; the raw slopes of a spline with linear tails mean nothing at its ends, where
     `first` and `last` are true.
     """
 
@@ -35,9 +43,7 @@ class Bin(NamedTuple):
     height: Tensor
     x: Tensor
     y: Tensor
-    left: tuple[Tensor, Tensor]
-    right: tuple[Tensor, Tensor]
-    slopes: tuple[Tensor, Tensor]
+    ends: tuple[End, ...]
     first: Tensor
     last: Tensor
 
@@ -57,28 +63,19 @@ def gathered(u: Tensor, theta: Tensor, *, bins: int, floor: float, ends: Ends, a
     shape = torch.broadcast_shapes(u.shape, theta.shape[:-1])
     raw = theta.movedim(-1, 0)
     sizes, slopes = raw.split([2 * bins, len(raw) - 2 * bins])
-    sizes = sizes.unflatten(0, (2, bins)).softmax(1) * (2 - 2 * floor) + 2 * floor / bins
+    shares = sizes.unflatten(0, (2, bins)).softmax(1)
+    sizes = torch.add(shares.new_full((), 2 * floor / bins), shares, alpha=2 - 2 * floor)
     knots = sizes[axis, :-1].detach().cumsum(0) - 1
     passed = u >= knots
     place = passed.sum(0, keepdim=True).expand(1, *shape)
-    before, after = _neighbours(place, bins, ends)
-    three = torch.cat([before, place, after])
+    three = torch.cat([place, *_neighbours(place, bins, ends)])
     near = sizes.expand(2, bins, *shape).gather(1, three.expand(2, 3, *shape))
-    (width_0, width, width_1), (height_0, height, height_1) = (part.unbind(0) for part in near)
-    x, y = (sizes[:, :-1] * passed).sum(1).expand(2, *shape).unbind(0)
+    width, height = near[:, 0].unbind(0)
+    x, y = ((sizes[:, :-1] * passed).sum(1).expand(2, *shape) - 1).unbind(0)
     which = torch.cat(_slopes(place, bins, ends))
-    slope_0, slope_1 = slopes.expand(-1, *shape).gather(0, which).unbind(0)
-    return Bin(
-        width,
-        height,
-        x - 1,
-        y - 1,
-        (width_0, height_0),
-        (width_1, height_1),
-        (slope_0, slope_1),
-        place[0] == 0,
-        place[0] == bins - 1,
-    )
+    beside = near[:, 1:]
+    both = End(beside[0], beside[1], slopes.expand(-1, *shape).gather(0, which))
+    return Bin(width, height, x, y, (both,), place[0] == 0, place[0] == bins - 1)
 
 
 def _neighbours(place: Tensor, bins: int, ends: Ends) -> tuple[Tensor, Tensor]:
@@ -126,7 +123,7 @@ def unrolled(u: Tensor, theta: Tensor, *, bins: int, floor: float, ends: Ends, a
         pairs = zip([*knot, *around(k)], found, strict=True)
         found = [torch.where(last, new, old) for new, old in pairs]
     x, y, width, height, w0, h0, w1, h1, s0, s1 = found
-    return Bin(width, height, x, y, (w0, h0), (w1, h1), (s0, s1), first, last)
+    return Bin(width, height, x, y, (End(w0, h0, s0), End(w1, h1, s1)), first, last)
 
 
 def _sizes(raw: tuple[Tensor, ...], floor: float) -> list[Tensor]:

@@ -39,7 +39,10 @@ def test_both_ways_to_find_a_bin_agree(tails: str, axis: int, bins: int) -> None
     theta = 3 * torch.randn(400, 2, spline(tails, bins=bins).parameters)
     u = 2 * torch.rand(400, 2) - 1
     options = {"bins": bins, "floor": 0.1, "ends": tails, "axis": axis}
-    assert same(gathered(u, theta, **options), unrolled(u, theta, **options))  # type: ignore[arg-type]
+    found, walked = gathered(u, theta, **options), unrolled(u, theta, **options)  # type: ignore[arg-type]
+    stacked = [torch.stack(pair) for pair in zip(*walked.ends, strict=True)]
+    assert same(found._replace(ends=()), walked._replace(ends=()))
+    assert same(found.ends[0], stacked)
 
 
 @pytest.mark.parametrize("tails", KINDS)
