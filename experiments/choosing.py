@@ -35,11 +35,13 @@ RECIPES: dict[str, Callable[[int], Flow]] = {
     "realnvp": lambda d: recipes.realnvp(d, hidden_features=HIDDEN),
     "maf": lambda d: recipes.maf(d, hidden_features=HIDDEN),
     "iaf": lambda d: recipes.iaf(d, transforms=5, hidden_features=HIDDEN),
+    "flowpp": lambda d: recipes.flowpp(d, hidden_features=HIDDEN),
     "nsf, coupling": lambda d: recipes.nsf(
         d, kind="coupling", transforms=8, hidden_features=HIDDEN, normalize=True
     ),
     "nsf, autoregressive": lambda d: recipes.nsf(d, hidden_features=HIDDEN),
     "naf": lambda d: recipes.naf(d, transforms=3, hidden_features=HIDDEN),
+    "umnn": lambda d: recipes.umnn(d, transforms=3, hidden_features=HIDDEN),
     "bernstein": lambda d: recipes.bernstein(d, transforms=3, hidden_features=HIDDEN),
     "gaussianization": lambda d: recipes.gaussianization(d),
     "residual": lambda d: recipes.residual(d, transforms=6, hidden_features=HIDDEN),

@@ -1,10 +1,13 @@
-"""The README's example runs as it stands, with fewer steps."""
+"""The README's example runs as it stands, with fewer steps; names that pages give exist."""
 
 import re
 from pathlib import Path
 
 import pytest
 import torch
+
+import cflow
+from cflow import base, recipes, transport, variational
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -23,3 +26,12 @@ def test_the_map_names_every_room() -> None:
     rooms = {p.name for p in (README.parent / "cflow").iterdir() if p.suffix == ".py" or p.is_dir()}
     for name in rooms - {"__init__.py", "__pycache__"}:
         assert name in text, name
+
+
+def test_the_names_for_those_of_other_libraries_exist() -> None:
+    page = (README.parent / "docs" / "choosing.md").read_text().split("## Names", 1)[1]
+    rooms = (torch.distributions, cflow, cflow.Flow, base, recipes, transport, variational)
+    ours = [row.split("|")[2] for row in page.splitlines() if row.count("|") == 3]
+    names = re.findall(r"`(?:\w+\.)*(\w+)(?:\([^`]*\))?`", " ".join(ours))
+    assert len(names) > 60
+    assert [name for name in names if not any(hasattr(room, name) for room in rooms)] == []
