@@ -23,7 +23,7 @@ SLOW_ROUNDS = 2  # of the peers, whose samples take seconds
 
 
 def sampling(settings: Settings) -> list[Row]:
-    """Time samples and log_prob, all contestants in turn."""
+    """Time our samples and log_prob in turn, then log_prob beside the peers, then their samples."""
     rows = []
     batch = settings.size(1000, 16)
     for features in settings.size((43, 196), (3,)):
@@ -37,35 +37,30 @@ def ratios(kind: str, features: int, batch: int, settings: Settings) -> list[Row
     torch.manual_seed(settings.seed)
     x = torch.randn(batch, features)
     flow = ours(kind, features, hidden)
+    densities: dict[str, Callable[[], object]] = {"cflow": lambda: flow.log_prob(x)}
+    samples: dict[str, Callable[[], object]] = {}
+    for name, (sample, log_prob) in peers(kind, features, hidden).items():
+        densities[name], samples[name] = partial(log_prob, x), partial(sample, batch)
+    own: dict[str, Callable[[], object]] = {
+        "cflow": lambda: flow.sample(batch),
+        "cflow, log_prob": densities["cflow"],
+    }
     with torch.no_grad():
-        fast: dict[str, Callable[[], object]] = {
-            "cflow": lambda: flow.sample(batch),
-            "cflow, log_prob": lambda: flow.log_prob(x),
-        }
-        slow: dict[str, Callable[[], object]] = {}
-        for name, (sample, log_prob) in peers(kind, features, hidden).items():
-            slow[name] = partial(sample, batch)
-            fast[f"{name}, log_prob"] = partial(log_prob, x)
-        seconds = interleave(fast, settings.rounds(), warm_up=2)
-        taken = interleave(slow, SLOW_ROUNDS, warm_up=0) if slow else {}
+        both = interleave(own, settings.rounds(), warm_up=2)
+        density = interleave(densities, settings.rounds(), warm_up=2)
+        slow = interleave(samples, SLOW_ROUNDS, warm_up=0) if samples else {}
     what = f"{kind}, D={features}, 5 x {hidden}, batch {batch}"
+    title = f"{what}: sample over log_prob"
     rows = [
-        contest(
-            f"{what}: sample over log_prob, cflow",
-            {name: seconds[name] for name in ("cflow", "cflow, log_prob")},
-            "cflow",
-            against="cflow, log_prob",
-            wanted=RATIO,
-        )
+        contest(f"{title}, cflow", both, "cflow", against="cflow, log_prob", wanted=RATIO),
     ]
-    for name in taken:
-        both = {name: taken[name], f"{name}, log_prob": seconds[f"{name}, log_prob"][:SLOW_ROUNDS]}
-        title = f"{what}: sample over log_prob, {name}"
-        rows.append(contest(title, both, name, against=f"{name}, log_prob"))
-    if "zuko" in taken:
-        both = {name: seconds[f"{name}, log_prob"] for name in ("cflow", "zuko")}
+    for name, taken in slow.items():
+        pair = {name: taken, f"{name}, log_prob": density[name][:SLOW_ROUNDS]}
+        rows.append(contest(f"{title}, {name}", pair, name, against=f"{name}, log_prob"))
+    if "zuko" in density:
+        pair = {name: density[name] for name in ("cflow", "zuko")}
         title = f"{what}: log_prob over zuko's"
-        rows.append(contest(title, both, "cflow", against="zuko", wanted=LIKELIHOOD))
+        rows.append(contest(title, pair, "cflow", against="zuko", wanted=LIKELIHOOD))
     return rows
 
 
