@@ -1,6 +1,6 @@
 """Conditional density on seven UCI regression sets: a neural spline flow of one target.
 
-    python -m experiments.regression                        # about an hour on two cores
+    python -m experiments.regression                        # about an hour and a half on one core
     python -m experiments.regression --sets yacht energy --splits 5
     python -m experiments.regression --smoke                # the same road in seconds
 
