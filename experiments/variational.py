@@ -1,6 +1,6 @@
 """Variational inference: flows on densities of known mass, and as posteriors of an autoencoder.
 
-    python -m experiments.variational                # about fifteen minutes on two cores
+    python -m experiments.variational                # about twenty minutes on one core
     python -m experiments.variational --smoke        # the same road in seconds
 
 First, Real NVPs are fitted by the reverse KL to three densities in the plane whose log Z is known,
