@@ -1,6 +1,6 @@
 """Anomaly detection by -log p on two UCI tables, beside four detectors of scikit-learn.
 
-    python -m experiments.anomaly                          # about twenty minutes on one core
+    python -m experiments.anomaly                          # about fifteen minutes on one core
     python -m experiments.anomaly --tables ionosphere --protocol mixed
     python -m experiments.anomaly --smoke                  # the same road in seconds
 
