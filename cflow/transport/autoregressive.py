@@ -21,6 +21,7 @@ from cflow.nets import MaskedMLP
 from cflow.nets.masked import depths
 from cflow.transport.implicit import attach
 from cflow.transport.incremental import Incremental
+from cflow.transport.inverse_root import known
 from cflow.transport.inversion import Inversion, Triangular, unrolled
 from cflow.transport.transport import Layer
 from cflow.transport.univariate import AffineMap, UnivariateMap, in_full_precision
@@ -107,7 +108,7 @@ class AutoregressiveLayer(Layer):
         expect_trailing("AutoregressiveLayer.pull", "y", y, (len(self.depth),))
         net = self.conditioner if isinstance(self.conditioner, MaskedMLP) else None
         system = Triangular(self._steer, self.univariate, self.depth, net)
-        if _traced():
+        if not known():  # nor are gradients always those of plain autograd
             x, slopes = unrolled(system, y, context)
             return x, slopes if tracked else None
         rows = y.reshape(-1, y.shape[-1])
@@ -127,9 +128,3 @@ class AutoregressiveLayer(Layer):
 
     def _split(self, theta: Tensor) -> Tensor:
         return theta.unflatten(-1, (len(self.depth), self.univariate.parameters))
-
-
-def _traced() -> bool:
-    """Say whether values are unknown here, or gradients not those of plain autograd."""
-    level = torch._C._functorch.maybe_current_level()  # type: ignore[attr-defined]
-    return torch.compiler.is_compiling() or level is not None

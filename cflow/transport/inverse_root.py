@@ -20,7 +20,7 @@ from torch import Tensor
 
 from cflow.errors import SolverError
 
-__all__ = ["bracket", "root"]
+__all__ = ["bracket", "known", "root"]
 
 Move: TypeAlias = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -86,7 +86,7 @@ def _search(push: Move, y: Tensor, theta: Tensor, low: Tensor, high: Tensor, ste
         new = torch.where(settled, x, torch.where(good, newton, (low + high) / 2))
         before, last, x = last, new - x, new
         settled = settled | (last.abs() <= eps / 2 * x.abs().clamp_min(1))
-        if _known() and bool(settled.all()):
+        if known() and bool(settled.all()):
             break
     return x
 
@@ -105,13 +105,13 @@ def bracket(push: Move, y: Tensor, theta: Tensor, *, moves: int = 12) -> tuple[T
     for k in range(moves):
         reach = 4.0 ** (k + 1) * size
         above, below = push(low, theta)[0] > y, push(high, theta)[0] < y
-        if _known() and not bool((above | below).any()):
+        if known() and not bool((above | below).any()):
             break
         low, high = torch.where(above, y - reach, low), torch.where(below, y + reach, high)
     return low, high
 
 
-def _known() -> bool:
+def known() -> bool:
     """Tell whether values can steer Python: not in a traced graph, nor under `torch.func`."""
     level = torch._C._functorch.maybe_current_level()  # type: ignore[attr-defined]
     return level is None and not torch.compiler.is_compiling()
@@ -119,7 +119,7 @@ def _known() -> bool:
 
 def _expect_reached(where: str, x: Tensor, y: Tensor, reached: Tensor, log_slope: Tensor) -> None:
     """Raise unless the map of x is y, up to the rounding of y, of x, and of the map's terms."""
-    if not _known():
+    if not known():
         return
     eps = torch.finfo(x.dtype).eps
     scale = 1 + y.abs() + (1 + x.abs()) * log_slope.exp()
