@@ -14,7 +14,7 @@ from torch import Generator, Tensor
 from cflow.errors import DomainError, ShapeError, SolverError, expect_finite
 from cflow.typing import Points
 
-__all__ = ["Coupling", "IndependentCoupling", "OTCoupling", "PairedCoupling", "Pairs", "Masses"]
+__all__ = ["Coupling", "IndependentCoupling", "Masses", "OTCoupling", "PairedCoupling", "Pairs"]
 
 Masses: TypeAlias = tuple[Tensor | None, Tensor | None]
 """Masses of the sources and of the targets, each summing to one; None is uniform."""
