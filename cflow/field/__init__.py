@@ -4,27 +4,70 @@ from cflow.field.cost import Cost, CostSum, JacobianNorm, KineticEnergy
 from cflow.field.divergence import Analytic, Divergence, Exact, Hutchinson, Rates
 from cflow.field.field import AnalyticField, Field, FunctionField
 from cflow.field.gated import Conditioning, GatedField, GatedLinear
+from cflow.field.mixture import GaussianMixture, MixtureField
 from cflow.field.network import MLPField
+from cflow.field.prediction import (
+    Ends,
+    Prediction,
+    PredictionField,
+    PredictNoise,
+    PredictScore,
+    PredictVelocity,
+    PredictX1,
+    convert,
+)
+from cflow.field.retimed import RetimedField
+from cflow.field.schedule import (
+    Coefficients,
+    CosineSchedule,
+    FunctionSchedule,
+    LinearSchedule,
+    LinearVPSchedule,
+    LipmanSchedule,
+    PathSchedule,
+    PolynomialSchedule,
+    VPSchedule,
+)
 from cflow.field.time import FourierTime
 from cflow.field.two_layer import TwoLayerField
 
 __all__ = [
     "Analytic",
     "AnalyticField",
+    "Coefficients",
     "Conditioning",
+    "CosineSchedule",
     "Cost",
     "CostSum",
     "Divergence",
+    "Ends",
     "Exact",
     "Field",
     "FourierTime",
     "FunctionField",
+    "FunctionSchedule",
     "GatedField",
     "GatedLinear",
+    "GaussianMixture",
     "Hutchinson",
     "JacobianNorm",
     "KineticEnergy",
+    "LinearSchedule",
+    "LinearVPSchedule",
+    "LipmanSchedule",
     "MLPField",
+    "MixtureField",
+    "PathSchedule",
+    "PolynomialSchedule",
+    "PredictNoise",
+    "PredictScore",
+    "PredictVelocity",
+    "PredictX1",
+    "Prediction",
+    "PredictionField",
     "Rates",
+    "RetimedField",
     "TwoLayerField",
+    "VPSchedule",
+    "convert",
 ]

@@ -8,10 +8,11 @@ from cflow.matching.coupling import (
     Pairs,
 )
 from cflow.matching.loss import matching
-from cflow.matching.path import LinearPath, Path, PathPoint
+from cflow.matching.path import AffinePath, LinearPath, Path, PathPoint, SchedulePath
 from cflow.matching.reflow import euler_times, reflow_pairs
 
 __all__ = [
+    "AffinePath",
     "Coupling",
     "IndependentCoupling",
     "LinearPath",
@@ -20,6 +21,7 @@ __all__ = [
     "Pairs",
     "Path",
     "PathPoint",
+    "SchedulePath",
     "euler_times",
     "matching",
     "reflow_pairs",
