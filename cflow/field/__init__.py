@@ -1,9 +1,11 @@
 """Velocity fields, their divergence, their networks and their regularisers."""
 
+from cflow.field.condition import Condition
 from cflow.field.cost import Cost, CostSum, JacobianNorm, KineticEnergy
 from cflow.field.divergence import Analytic, Divergence, Exact, Hutchinson, Rates
 from cflow.field.field import AnalyticField, Field, FunctionField
 from cflow.field.gated import Conditioning, GatedField, GatedLinear
+from cflow.field.image import DiTField, UNetField
 from cflow.field.mixture import GaussianMixture, MixtureField
 from cflow.field.network import MLPField
 from cflow.field.prediction import (
@@ -28,17 +30,19 @@ from cflow.field.schedule import (
     PolynomialSchedule,
     VPSchedule,
 )
-from cflow.field.time import FourierTime
+from cflow.field.time import FourierTime, SinusoidalTime, TimeEmbedding
 from cflow.field.two_layer import TwoLayerField
 
 __all__ = [
     "Analytic",
     "AnalyticField",
     "Coefficients",
+    "Condition",
     "Conditioning",
     "CosineSchedule",
     "Cost",
     "CostSum",
+    "DiTField",
     "Divergence",
     "Ends",
     "Exact",
@@ -67,7 +71,10 @@ __all__ = [
     "PredictionField",
     "Rates",
     "RetimedField",
+    "SinusoidalTime",
+    "TimeEmbedding",
     "TwoLayerField",
+    "UNetField",
     "VPSchedule",
     "convert",
 ]

@@ -115,4 +115,5 @@ def _known(labels: Tensor) -> bool:
     """Tell whether values can be looked at, and for free; elsewhere torch's embedding asserts."""
     if torch.compiler.is_compiling() or labels.device.type != "cpu":
         return False
-    return not torch._C._functorch.is_functorch_wrapped_tensor(labels)
+    wrapped = torch._C._functorch.is_functorch_wrapped_tensor  # type: ignore[attr-defined]
+    return not wrapped(labels)

@@ -68,7 +68,7 @@ class UNetField(Field):
         width: int = 64,
         multipliers: Sequence[int] = (1, 2, 2),
         blocks: int = 2,
-        attention: Sequence[int] = (1, 2),
+        attention: Sequence[int] = (1,),
         heads: int = 4,
         dropout: float = 0.0,
         time_scale: float = 1000.0,

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from cflow.field.field import Field
-from cflow.field.time import FourierTime
-from cflow.nets import MLP
+from cflow.field.time import FourierTime, TimeEmbedding
+from cflow.nets import MLP, Activation
 from cflow.typing import Points, Times
 
 __all__ = ["MLPField"]
@@ -20,7 +20,9 @@ class MLPField(Field):
         features: Coordinates of a point (a 1-D event).
         context: Length of the context vector; 0 for none.
         hidden_features: Widths of the hidden layers.
-        frequencies: Fourier frequencies of time.
+        time: How the network sees time; `FourierTime(frequencies)` by default.
+        frequencies: Fourier frequencies of time, where `time` is not given.
+        activation: The function between layers.
         residual: Skip connections between hidden layers of equal width.
         dropout: Dropout probability in training.
 
@@ -35,17 +37,20 @@ class MLPField(Field):
         context: int = 0,
         *,
         hidden_features: Sequence[int] = (64, 64, 64),
+        time: TimeEmbedding | None = None,
         frequencies: int = 8,
+        activation: Activation = "silu",
         residual: bool = False,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        self.time = FourierTime(frequencies)
+        self.time = FourierTime(frequencies) if time is None else time
         self.net = MLP(
             features,
             features,
             context=self.time.features + context,
             hidden_features=hidden_features,
+            activation=activation,
             residual=residual,
             dropout=dropout,
         )

@@ -4,11 +4,15 @@ from cflow.nets.activation import Activation, activate, activate_with_slope
 from cflow.nets.attention import Cache, CausalNetwork, CausalTransformer
 from cflow.nets.conv import ConstantMaps, ConvNet, GatedConvNet
 from cflow.nets.dense import LipschitzDenseNet
+from cflow.nets.dit import DiT
 from cflow.nets.lipschitz import CLipSwish, Contraction, LipschitzConvNet, LipschitzMLP, LipSwish
 from cflow.nets.masked import MaskedMLP, adjacency_of_order, adjacency_of_passes
 from cflow.nets.mlp import MLP
+from cflow.nets.modulation import GroupNorm
+from cflow.nets.multihead import CrossAttention, SelfAttention
 from cflow.nets.one_hot import OneHot
 from cflow.nets.spectral import SpectralConv2d, SpectralLinear, induced_bound, spectral_bound
+from cflow.nets.unet import UNet
 
 __all__ = [
     "MLP",
@@ -20,15 +24,20 @@ __all__ = [
     "ConstantMaps",
     "Contraction",
     "ConvNet",
+    "CrossAttention",
+    "DiT",
     "GatedConvNet",
+    "GroupNorm",
     "LipSwish",
     "LipschitzConvNet",
     "LipschitzDenseNet",
     "LipschitzMLP",
     "MaskedMLP",
     "OneHot",
+    "SelfAttention",
     "SpectralConv2d",
     "SpectralLinear",
+    "UNet",
     "activate",
     "activate_with_slope",
     "adjacency_of_order",

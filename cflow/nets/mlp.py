@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from cflow.errors import DomainError
+from cflow.nets.activation import Activation, activate
 
 __all__ = ["MLP"]
 
@@ -24,6 +25,7 @@ class MLP(nn.Module):
         outputs: Length of the last axis of the result.
         context: Length of the last axis of the context; 0 for none.
         hidden_features: Widths of the hidden layers.
+        activation: The function a between layers.
         residual: Add h_k to h_{k+1} where their widths agree.
         dropout: Probability with which a hidden unit is silenced in training.
         zero_last: Start with an output of zero (an identity layer, a resting field).
@@ -40,6 +42,7 @@ class MLP(nn.Module):
         *,
         context: int = 0,
         hidden_features: Sequence[int] = (64, 64),
+        activation: Activation = "silu",
         residual: bool = False,
         dropout: float = 0.0,
         zero_last: bool = False,
@@ -54,6 +57,7 @@ class MLP(nn.Module):
         self.hidden = nn.ModuleList(nn.Linear(a + context, b) for a, b in pairwise(widths))
         self.last = nn.Linear(widths[-1] + context, outputs)
         self.dropout = nn.Dropout(dropout)
+        self.activation: Activation = activation
         self.residual = residual
         if zero_last:
             nn.init.zeros_(self.last.weight)
@@ -65,7 +69,7 @@ class MLP(nn.Module):
         h = x.to(dtype)
         context = None if context is None else context.to(dtype)
         for layer in self.hidden:
-            new = self.dropout(nn.functional.silu(layer(_join(h, context))))
+            new = self.dropout(activate(self.activation, layer(_join(h, context))))
             h = h + new if self.residual and h.shape == new.shape else new
         return self.last(_join(h, context))
 

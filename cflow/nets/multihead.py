@@ -1,0 +1,140 @@
+"""Attention of many heads that reads every place: of its own sequence, or of a condition's.
+
+    heads of  softmax(Q K' / sqrt(size)) V,    Q = W_q h,    (K, V) = W_kv h  or  W_kv tokens
+
+In plain eager mode torch's fused kernel does the work. It has no forward mode, no second
+derivative and no batching rule, so that under `torch.func` (an exact divergence) and in traced
+graphs (compilers fuse on their own) the products are written out; both give the same numbers.
+Sources: Vaswani et al. (2017), arXiv 1706.03762, equation 1; cross-attention on a condition:
+Rombach et al. (2022), arXiv 2112.10752, section 3.3; Chen et al. (2023), PixArt-alpha, arXiv
+2310.00426, section 2.3.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from cflow.errors import DomainError, expect_trailing
+from cflow.nets.modulation import zeroed
+
+__all__ = ["CrossAttention", "SelfAttention", "attend"]
+
+
+class SelfAttention(nn.Module):
+    """Let every place of a sequence read all places.
+
+    Args:
+        width: Length of the vectors.
+        heads: Attention heads; they share the width.
+        zero_last: Start with an output of zero.
+
+    Raises:
+        DomainError: A size is not positive, or the heads do not divide the width.
+
+    Example:
+        >>> SelfAttention(8, 2)(torch.zeros(5, 3, 8)).shape
+        torch.Size([5, 3, 8])
+    """
+
+    def __init__(self, width: int, heads: int, *, zero_last: bool = False) -> None:
+        super().__init__()
+        _expect_heads("SelfAttention", width, heads)
+        self.heads = heads
+        self.mix = nn.Linear(width, 3 * width)
+        self.merge = nn.Linear(width, width)
+        if zero_last:
+            zeroed(self.merge)
+
+    def forward(self, h: Tensor) -> Tensor:
+        """Return `(*batch, places, width)` for h of that shape."""
+        query, key, value = _heads(self.mix(h), 3 * self.heads).chunk(3, dim=-3)
+        return self.merge(_joined(attend(query, key, value)))
+
+
+class CrossAttention(nn.Module):
+    """Let every place of a sequence read the tokens of a condition.
+
+    Keys and values have no bias, so that a token of zeros says nothing: no tokens at all, and any
+    number of tokens of zeros, are one and the same null condition.
+
+    Args:
+        width: Length of the vectors that read.
+        heads: Attention heads; they share the width.
+        tokens: Length of the vectors that are read.
+        zero_last: Start with an output of zero.
+
+    Raises:
+        DomainError: A size is not positive, or the heads do not divide the width.
+
+    Example:
+        >>> CrossAttention(8, 2, tokens=5)(torch.zeros(4, 3, 8), torch.zeros(4, 7, 5)).shape
+        torch.Size([4, 3, 8])
+    """
+
+    def __init__(self, width: int, heads: int, *, tokens: int, zero_last: bool = True) -> None:
+        super().__init__()
+        _expect_heads("CrossAttention", width, heads)
+        if tokens < 1:
+            raise DomainError(f"CrossAttention: tokens must have a positive length, got {tokens}")
+        self.heads, self.tokens = heads, tokens
+        self.ask = nn.Linear(width, width)
+        self.read = nn.Linear(tokens, 2 * width, bias=False)
+        self.merge = nn.Linear(width, width)
+        if zero_last:
+            zeroed(self.merge)
+
+    def forward(self, h: Tensor, tokens: Tensor | None = None) -> Tensor:
+        """Return `(*batch, places, width)` for h of that shape.
+
+        Args:
+            h: What reads, `(*batch, places, width)`.
+            tokens: What is read, `(*batch, any, tokens)`, or None for the null condition.
+        """
+        if tokens is None:
+            tokens = h.new_zeros(*h.shape[:-2], 1, self.tokens)
+        expect_trailing("CrossAttention", "tokens", tokens, (self.tokens,))
+        query = _heads(self.ask(h), self.heads)
+        key, value = _heads(self.read(tokens.to(h.dtype)), 2 * self.heads).chunk(2, dim=-3)
+        return self.merge(_joined(attend(query, key, value)))
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Return softmax(Q K' / sqrt(size)) V, the softmax in float32 at least.
+
+    Args:
+        query: `(*batch, n, size)`.
+        key: `(*batch, m, size)`.
+        value: `(*batch, m, size)`.
+
+    Returns:
+        `(*batch, n, size)`.
+
+    Example:
+        >>> attend(torch.zeros(1, 1), torch.zeros(2, 1), torch.tensor([[1.0], [3.0]]))
+        tensor([[2.]])
+    """
+    level = torch._C._functorch.maybe_current_level()  # type: ignore[attr-defined]
+    if level is None and not torch.compiler.is_compiling():
+        return functional.scaled_dot_product_attention(query, key, value)
+    scores = (query / math.sqrt(query.shape[-1])) @ key.transpose(-2, -1)
+    weights = scores.to(torch.promote_types(scores.dtype, torch.float32)).softmax(-1)
+    return weights.to(value.dtype) @ value
+
+
+def _heads(h: Tensor, heads: int) -> Tensor:
+    """Split vectors into heads, `(*batch, heads, places, size)`."""
+    return h.unflatten(-1, (heads, -1)).transpose(-3, -2)
+
+
+def _joined(h: Tensor) -> Tensor:
+    return h.transpose(-3, -2).flatten(-2)
+
+
+def _expect_heads(where: str, width: int, heads: int) -> None:
+    if min(width, heads) < 1 or width % heads:
+        raise DomainError(
+            f"{where}: sizes must be positive and heads divide width, got width={width}, "
+            f"heads={heads}"
+        )
