@@ -6,18 +6,16 @@ optimal transport, arXiv 2302.00482; Pooladian et al. (2023), arXiv 2304.14772.
 """
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import torch
 from torch import Generator, Tensor
 
-from cflow.errors import DomainError, ShapeError, SolverError, expect_finite
+from cflow.errors import DomainError, ShapeError
+from cflow.matching.batch import Masses, expect_masses, expect_points, noise, spelled
 from cflow.typing import Points
 
-__all__ = ["Coupling", "IndependentCoupling", "Masses", "OTCoupling", "PairedCoupling", "Pairs"]
-
-Masses: TypeAlias = tuple[Tensor | None, Tensor | None]
-"""Masses of the sources and of the targets, each summing to one; None is uniform."""
+__all__ = ["Coupling", "IndependentCoupling", "PairedCoupling", "Pairs"]
 
 
 class Pairs(NamedTuple):
@@ -54,12 +52,14 @@ class Coupling(ABC):
             generator: Source of the randomness.
 
         Returns:
-            One pair for each target, in the order of the targets. `weight` is the mass of the
-            target over the mean mass, so that the weighted mean of a loss is its expectation; it
-            is None where all count the same.
+            One pair for each target, in the order of the targets; couplings that leave mass behind
+            have none for a target without mass. `weight` is the mass of the pair over the mean
+            mass, in the dtype of x1, so that the weighted mean of a loss is its expectation; it is
+            None where all count the same.
 
         Raises:
-            ShapeError: Event shapes differ, or the sizes do where they must not.
+            ShapeError: Event shapes differ, or the sizes do where they must not, or contexts or
+                masses are not one for each point.
             DomainError: Masses are negative or do not sum to one.
         """
 
@@ -83,17 +83,16 @@ class IndependentCoupling(Coupling):
         weights: Masses | None = None,
         generator: Generator | None = None,
     ) -> Pairs:
-        _check("IndependentCoupling", x0, x1, context, source_context)
+        expect_points("IndependentCoupling", x0, x1, context, source_context)
         n, m, device = len(x0), len(x1), x1.device
-        a, b = _masses("IndependentCoupling", weights, n, m)
-        j, weight = torch.arange(m, device=device), None if b is None else b * m
-        if a is not None:
-            i = torch.multinomial(a, m, replacement=True, generator=generator)
-        elif n == m:
-            i = torch.randperm(n, generator=generator, device=device)
+        a, b = expect_masses("IndependentCoupling", weights, x0, x1)
+        if a is None and n == m:
+            i = noise(torch.randperm, n, generator, device)
         else:
-            i = torch.randint(n, (m,), generator=generator, device=device)
-        return Pairs(i, j, weight)
+            a = spelled(a, n, device)
+            u = noise(torch.rand, m, generator, device, a.dtype)
+            i = torch.searchsorted(a.cumsum(0), u, right=True).clamp_(max=n - 1)
+        return Pairs(i, torch.arange(m, device=device), None if b is None else (b * m).to(x1))
 
 
 class PairedCoupling(Coupling):
@@ -114,115 +113,20 @@ class PairedCoupling(Coupling):
         weights: Masses | None = None,
         generator: Generator | None = None,
     ) -> Pairs:
-        _check("PairedCoupling", x0, x1, context, source_context)
+        expect_points("PairedCoupling", x0, x1, context, source_context)
         n = len(x1)
         if len(x0) != n:
             raise ShapeError(
                 f"PairedCoupling: needs as many sources as targets, got {len(x0)} and {n}"
             )
         index = torch.arange(n, device=x1.device)
-        a, b = _masses("PairedCoupling", weights, n, n)
+        a, b = expect_masses("PairedCoupling", weights, x0, x1)
         if a is None and b is None:
             return Pairs(index, index)
-        uniform = torch.full((n,), 1 / n, dtype=x1.dtype, device=x1.device)
-        a, b = (uniform if a is None else a), (uniform if b is None else b)
+        a, b = spelled(a, n, x1.device), spelled(b, n, x1.device)
         if not torch.allclose(a, b, rtol=1e-4, atol=0.0):
             raise DomainError(
                 "PairedCoupling: source k goes to target k, so both need one mass; weights differ "
                 f"by up to {(a - b).abs().max().item():.3g}; give the same masses to both"
             )
-        return Pairs(index, index, b * n)
-
-
-class OTCoupling(Coupling):
-    """Pair by the exact optimal transport plan under the squared Euclidean distance.
-
-    Where sizes agree the plan is a permutation, so every source and every target is used once;
-    otherwise one source is drawn for each target from the plan. Solved by POT's network simplex
-    on the CPU.
-
-    References:
-        Flamary et al. (2021), POT: Python optimal transport.
-
-    Example:
-        >>> x0, x1 = torch.tensor([[0.0], [1.0]]), torch.tensor([[1.1], [0.1]])
-        >>> OTCoupling()(x0, x1).i
-        tensor([1, 0])
-    """
-
-    MAX_ITERATIONS = 10_000_000
-
-    def __call__(
-        self,
-        x0: Points,
-        x1: Points,
-        context: Tensor | None = None,
-        *,
-        source_context: Tensor | None = None,
-        weights: Masses | None = None,
-        generator: Generator | None = None,
-    ) -> Pairs:
-        import ot  # POT is slow to import, and only this class needs it
-
-        _check("OTCoupling", x0, x1, context, source_context)
-        masses = _masses("OTCoupling", weights, len(x0), len(x1))
-        expect_finite("OTCoupling", "x0", x0)
-        expect_finite("OTCoupling", "x1", x1)
-        with torch.no_grad():
-            a, b = x0.flatten(1).cpu().double(), x1.flatten(1).cpu().double()
-            cost = torch.cdist(a, b).square().numpy()
-        p, q = ([] if w is None else w.cpu().double().numpy() for w in masses)
-        plan, log = ot.emd(p, q, cost, numItermax=self.MAX_ITERATIONS, log=True)
-        if log["warning"] is not None:
-            raise SolverError(
-                f"OTCoupling: the plan between {len(x0)} and {len(x1)} points did not converge "
-                f"({log['warning']}); use a smaller batch"
-            )
-        j = torch.arange(len(x1), device=x1.device)
-        if len(x0) == len(x1) and masses == (None, None):
-            return Pairs(torch.from_numpy(plan.argmax(0)).to(x1.device), j)
-        columns = torch.from_numpy(plan.T).to(x1.device, torch.float32)
-        i = torch.multinomial(columns, 1, generator=generator)[:, 0]
-        return Pairs(i, j, None if masses[1] is None else masses[1] * len(x1))
-
-
-def _check(
-    where: str, x0: Tensor, x1: Tensor, context: Tensor | None, source_context: Tensor | None
-) -> None:
-    if x0.dim() < 1 or x1.dim() < 1 or x0.shape[1:] != x1.shape[1:]:
-        raise ShapeError(
-            f"{where}: source and target points need one batch axis and one event shape, got "
-            f"{tuple(x0.shape)} and {tuple(x1.shape)}"
-        )
-    if not len(x0) or not len(x1):
-        raise ShapeError(f"{where}: got {len(x0)} sources and {len(x1)} targets, none may be empty")
-    for name, c, points in (("context", context, x1), ("source_context", source_context, x0)):
-        if c is not None and (c.dim() < 1 or len(c) != len(points)):
-            side = "target" if points is x1 else "source"
-            raise ShapeError(
-                f"{where}: {name} must hold one condition for each of the {len(points)} {side}s, "
-                f"got shape {tuple(c.shape)}"
-            )
-
-
-def _masses(
-    where: str, weights: Masses | None, n: int, m: int
-) -> tuple[Tensor | None, Tensor | None]:
-    """Check the masses of sources and targets; None where they are uniform."""
-    a, b = weights or (None, None)
-    for name, mass, size in (("sources", a, n), ("targets", b, m)):
-        if mass is None:
-            continue
-        if mass.shape != (size,):
-            raise ShapeError(
-                f"{where}: weights of the {size} {name} must have shape ({size},), got "
-                f"{tuple(mass.shape)}"
-            )
-        expect_finite(where, f"weights of the {name}", mass)
-        if bool((mass < 0).any()) or abs(mass.double().sum().item() - 1) > 1e-4:
-            raise DomainError(
-                f"{where}: weights of the {name} must not be negative and must sum to one, got "
-                f"least {mass.min().item():.4g} and sum {mass.double().sum().item():.6g}; divide "
-                "them by their sum"
-            )
-    return a, b
+        return Pairs(index, index, (b * n).to(x1))

@@ -1,0 +1,109 @@
+"""Exact optimal transport between two batches.
+
+    min_P sum_ij C_ij P_ij,    P >= 0,  P 1 = a,  P^T 1 = b
+
+Between uniform masses of equal number a best plan is a permutation: an assignment.
+Source: Peyre and Cuturi (2019), Computational optimal transport, arXiv 1803.00567, chapter 3;
+Bonneel et al. (2011), Displacement interpolation using Lagrangian mass transport, for the network
+simplex; Crouse (2016), On implementing 2D rectangular assignment algorithms, for the assignment.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cflow.errors import SolverError
+from cflow.matching.plan import PlanCoupling
+
+__all__ = ["OTCoupling", "network_simplex"]
+
+MAX_ITERATIONS = 10_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class OTCoupling(PlanCoupling):
+    """Pair by the exact optimal transport plan.
+
+    Where sizes agree and masses are uniform, the plan is a permutation: every source and every
+    target is used once, and nothing is random. Otherwise one source is drawn for each target from
+    its column of the plan.
+
+    Args:
+        solver: "simplex", POT's network simplex, for any sizes and masses; or "assignment", SciPy's
+            shortest augmenting paths, which take over where the plan is a permutation. Both are
+            exact and run on one core. Neither wins everywhere: at 1024 points of the plane the
+            simplex took 0.2 to 1.2 times as long (clusters suit it), in 50 and more dimensions
+            about twice as long.
+        cost: As for every coupling that solves for a plan, and so are the next two.
+        context_weight: Weight of the distance between contexts; `math.inf` solves class by class.
+        replace: Draw pairs from the whole plan, with replacement.
+
+    Raises:
+        SolverError: The simplex did not end within ten million pivots.
+
+    References:
+        Flamary et al. (2021), POT: Python optimal transport.
+
+    Example:
+        >>> x0, x1 = torch.tensor([[0.0], [1.0]]), torch.tensor([[1.1], [0.1]])
+        >>> OTCoupling()(x0, x1).i
+        tensor([1, 0])
+    """
+
+    solver: Literal["simplex", "assignment"] = "simplex"
+
+    def _solve(self, cost: Tensor, a: Tensor | None, b: Tensor | None) -> Tensor:
+        n, m = cost.shape
+        c = cost.cpu().numpy()
+        if self.solver == "assignment" and n == m and _constant(a) and _constant(b):
+            from scipy.optimize import linear_sum_assignment
+
+            plan = np.zeros_like(c, dtype=np.float64)
+            plan[linear_sum_assignment(c)] = 1 / n if a is None else a.sum().item() / n
+            return torch.from_numpy(plan)
+        p, q = (None if w is None else w.cpu().double().numpy() for w in (a, b))
+        return torch.from_numpy(network_simplex("OTCoupling", c, p, q))
+
+
+def network_simplex(
+    where: str,
+    cost: NDArray[np.floating],
+    a: NDArray[np.float64] | None = None,
+    b: NDArray[np.float64] | None = None,
+) -> NDArray[np.float64]:
+    """Return an exact plan `(n, m)` for finite costs and masses of one sum, uniform by default.
+
+    Raises:
+        SolverError: The simplex did not end.
+
+    Example:
+        >>> network_simplex("page", np.array([[1.0, 0.0], [0.0, 1.0]])).tolist()
+        [[0.0, 0.5], [0.5, 0.0]]
+    """
+    import ot  # POT is slow to import, and only plans need it
+
+    # The simplex compares costs with an absolute tolerance: unscaled, it returns a wrong plan
+    # without a word where points lie a millionth apart.
+    scale = float(np.abs(cost).sum()) / cost.size
+    plan, log = ot.emd(
+        [] if a is None else a,
+        [] if b is None else b,
+        cost / scale if scale > 0 else cost,
+        numItermax=MAX_ITERATIONS,
+        log=True,
+        center_dual=False,
+    )
+    if log["warning"] is not None:
+        raise SolverError(
+            f"{where}: the plan between {cost.shape[0]} and {cost.shape[1]} points did not "
+            f"converge ({log['warning']}); use a smaller batch"
+        )
+    return plan
+
+
+def _constant(mass: Tensor | None) -> bool:
+    return mass is None or bool((mass == mass[0]).all())
