@@ -1,24 +1,38 @@
-"""Figures of merit: bits per dimension, and distances between samples.
+"""Figures of merit: bits per dimension, distances between samples, and how straight a flow is.
 
     bits/dim = -log p(x) / (D log 2)
+    W_p^p = min over couplings of E|X - Y|^p
     sliced W_p^p = mean over directions of the one-dimensional W_p^p of the projections
     energy^2 = 2 E|X - Y| - E|X - X'| - E|Y - Y'|
+    normalised path energy = |E int_0^1 |v(t, x_t)|^2 dt - W_2^2(q0, q1)| / W_2^2(q0, q1)
 
-Source: Bonneel et al. (2015), Sliced and Radon Wasserstein barycenters; Szekely and Rizzo (2013),
-Energy statistics.
+Source: Peyre and Cuturi (2019), Computational optimal transport, arXiv 1803.00567; Bonneel et al.
+(2015), Sliced and Radon Wasserstein barycenters; Szekely and Rizzo (2013), Energy statistics; Tong
+et al. (2024), arXiv 2302.00482, section 5.1 (path energy).
 """
 
 import math
 from collections.abc import Sequence
 from typing import cast
 
+import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from cflow.errors import DomainError, ShapeError
+from cflow.errors import DomainError, ShapeError, SolverError, expect_finite
 from cflow.typing import Batch, Points
 
-__all__ = ["bits_per_dim", "energy_distance", "sliced_wasserstein"]
+__all__ = [
+    "bits_per_dim",
+    "energy_distance",
+    "normalised_path_energy",
+    "sliced_wasserstein",
+    "wasserstein",
+]
+
+EXACT_DISTANCE = "donot_use_mm_for_euclid_dist"  # the quick way loses small distances
+MAX_ITERATIONS = 10_000_000  # of the network simplex
+MASS_ERROR = 1e-6  # by which weights may miss one in sum: rounding, not a mistake
 
 
 def bits_per_dim(log_prob: Batch, event_shape: Sequence[int]) -> Batch:
@@ -33,6 +47,94 @@ def bits_per_dim(log_prob: Batch, event_shape: Sequence[int]) -> Batch:
         tensor([1.])
     """
     return -log_prob / (math.prod(event_shape) * math.log(2.0))
+
+
+def wasserstein(
+    x: Points,
+    y: Points,
+    *,
+    order: float | int = 2,
+    weights: tuple[Tensor | None, Tensor | None] = (None, None),
+) -> Tensor:
+    """Return the Wasserstein distance between two clouds of points, exactly, by POT.
+
+    The network simplex takes about n m log(n + m) operations and runs on the CPU: 0.1 s for 800
+    points on each side, 1 s for 1400 and 3800. No gradients. Two samples of one law in D dimensions
+    lie about n^(-1/D) apart, so a figure means something beside that of a second true sample.
+
+    Args:
+        x: Points `(n, *event)`.
+        y: Points `(m, *event)`.
+        order: The p of W_p, at least 1; the cost is the Euclidean distance to this power.
+        weights: Masses of x, `(n,)`, and of y, `(m,)`, not negative and one in sum; None for equal
+            ones.
+
+    Returns:
+        The distance, a scalar, in the units of the points.
+
+    Raises:
+        ShapeError: Event shapes differ, or weights are not one for each point.
+        DomainError: order is below 1, points are not finite, or weights are no masses.
+        SolverError: The solver did not reach the optimum.
+
+    References:
+        Flamary et al. (2021), POT: Python optimal transport; Peyre and Cuturi (2019), arXiv
+        1803.00567, section 3.
+
+    Example:
+        >>> wasserstein(torch.tensor([[0.0], [1.0]]), torch.tensor([[4.0], [3.0]]), order=1)
+        tensor(3.)
+    """
+    import ot  # POT is slow to import
+
+    a, b = _rows("wasserstein", x, y)
+    if not order >= 1 or math.isinf(order):
+        raise DomainError(f"wasserstein: order must be at least 1 and finite, got {order}")
+    expect_finite("wasserstein", "x", a)
+    expect_finite("wasserstein", "y", b)
+    masses = _masses("x", weights[0], a), _masses("y", weights[1], b)
+    with torch.no_grad():
+        cost = torch.cdist(a.cpu().double(), b.cpu().double(), compute_mode=EXACT_DISTANCE)
+        power, log = ot.emd2(*masses, cost.pow(order).numpy(), numItermax=MAX_ITERATIONS, log=True)
+    if log["warning"] is not None:
+        raise SolverError(
+            f"wasserstein: the plan between {len(a)} and {len(b)} points did not converge "
+            f"({log['warning']}); compare fewer points"
+        )
+    return torch.as_tensor(max(power, 0.0) ** (1 / order), dtype=x.dtype, device=x.device)
+
+
+def normalised_path_energy(energy: Tensor, distance: Tensor) -> Tensor:
+    """Return how much more energy a flow spends than the shortest way, as a share of the latter.
+
+        |E int_0^1 |v(t, x_t)|^2 dt - W_2^2(q0, q1)| / W_2^2(q0, q1)
+
+    Zero where every point goes straight along the optimal plan, at constant speed.
+
+    Args:
+        energy: The mean over starts of the integral of the squared speed along their paths, in
+            squared units of the points. The integral is over the path that the flow takes.
+        distance: The 2-Wasserstein distance W_2 (not squared) between the two laws, which
+            `wasserstein` gives, in the units of the points; broadcast with the energy.
+
+    Raises:
+        DomainError: An energy is negative or not finite, or a distance is not positive and finite.
+
+    References:
+        Tong et al. (2024), arXiv 2302.00482, section 5.1.
+
+    Example:
+        >>> normalised_path_energy(torch.tensor(10.0), torch.tensor(2.0))
+        tensor(1.5000)
+    """
+    if not bool(((energy >= 0) & energy.isfinite()).all()):
+        raise DomainError("normalised_path_energy: energies must be finite and not negative")
+    if not bool(((distance > 0) & distance.isfinite()).all()):
+        raise DomainError(
+            "normalised_path_energy: distances must be positive and finite; between equal laws "
+            "there is no way to compare with"
+        )
+    return (energy / distance.square() - 1).abs()
 
 
 def sliced_wasserstein(
@@ -104,3 +206,21 @@ def _rows(where: str, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
             f"and {tuple(y.shape)}"
         )
     return x.flatten(1), y.flatten(1)
+
+
+def _masses(name: str, weights: Tensor | None, points: Tensor) -> np.ndarray:
+    if weights is None:
+        return np.full(len(points), 1 / len(points))
+    if weights.shape != points.shape[:1]:
+        raise ShapeError(
+            f"wasserstein: weights of {name} must have shape {tuple(points.shape[:1])}, one for "
+            f"each point, got {tuple(weights.shape)}"
+        )
+    masses = weights.detach().cpu().double()
+    total = masses.sum().item()
+    if not bool((masses >= 0).all()) or not abs(total - 1) <= MASS_ERROR:
+        raise DomainError(
+            f"wasserstein: weights of {name} must not be negative and sum to one, got a least of "
+            f"{masses.min().item():g} and a sum of {total:g}; divide them by their sum"
+        )
+    return (masses / total).numpy()
