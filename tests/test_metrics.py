@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from cflow import metrics
 from cflow.errors import DomainError, ShapeError, SolverError
+from cflow.matching import exact
 from cflow.metrics import (
     bits_per_dim,
     energy_distance,
@@ -51,16 +51,19 @@ def test_wasserstein_of_a_shift_and_of_a_line(order: float) -> None:
     closed = (a.sort(0)[0] - b.sort(0)[0]).abs().pow(order).mean() ** (1 / order)
     assert wasserstein(a, b, order=order).item() == pytest.approx(closed.item())
     assert wasserstein(x, x.clone(), order=order) == 0
+    near = 1e-7 * torch.randn(40, 2), 1e-7 * torch.randn(40, 2)
+    scaled = wasserstein(1e7 * near[0], 1e7 * near[1], order=order).item()
+    assert wasserstein(*near, order=order).item() == pytest.approx(1e-7 * scaled)
     small = torch.full((2, 4), 1e4)
     assert wasserstein(small, small + 1e-6, order=order).item() == pytest.approx(2e-6, rel=1e-5)
 
 
 def test_wasserstein_between_gaussians_approaches_its_closed_form() -> None:
     """W_2^2 = |m|^2 + sum (s0 - s1)^2 for N(0, s0^2) and N(m, s1^2), diagonal."""
-    x = torch.randn(1500, 2)
-    y = torch.tensor([3.0, -1.0]) + torch.tensor([2.0, 0.5]) * torch.randn(1500, 2)
+    x = torch.randn(800, 2)
+    y = torch.tensor([3.0, -1.0]) + torch.tensor([2.0, 0.5]) * torch.randn(800, 2)
     closed = math.sqrt(10 + 1 + 0.25)
-    assert wasserstein(x, y).item() == pytest.approx(closed, rel=0.05)
+    assert wasserstein(x, y).item() == pytest.approx(closed, rel=0.08)
     assert wasserstein(x, y) > wasserstein(x, y, order=1)
 
 
@@ -110,7 +113,7 @@ def test_distances_refuse_in_words(monkeypatch) -> None:
         normalised_path_energy(torch.tensor(-1.0), torch.tensor(1.0))
     with pytest.raises(DomainError, match="distances must be positive and finite"):
         normalised_path_energy(torch.tensor(1.0), torch.tensor(0.0))
-    monkeypatch.setattr(metrics, "MAX_ITERATIONS", 1)
+    monkeypatch.setattr(exact, "MAX_ITERATIONS", 1)
     with (
         pytest.warns(UserWarning, match="numItermax"),
         pytest.raises(SolverError, match="between 50 and 50 points did not converge"),
