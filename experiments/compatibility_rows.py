@@ -131,6 +131,9 @@ SHORT: dict[str, Any] = dict(
 RECIPES: dict[str, Callable[..., Flow]] = {
     "bernstein": lambda **k: recipes.bernstein(2, 2, degree=4, **SHORT, **k),
     "cnf": lambda: recipes.cnf(3, 2, hidden_features=(16,), solver=RK4(2)),
+    "dit, labels": lambda: recipes.dit(
+        (1, 4, 4), CLASSES, width=8, layers=1, heads=2, solver=RK4(2), divergence=Exact()
+    ),
     "exact_cnf": lambda: recipes.exact_cnf(
         3, 2, hidden_features=(12, 12), frequencies=2, blocks=2, solver=RK4(2)
     ),
@@ -172,8 +175,18 @@ RECIPES: dict[str, Callable[..., Flow]] = {
         (4, 4), CLASSES, patch=2, width=8, blocks=2, layers=1, heads=2, levels=5
     ),
     "umnn": lambda **k: recipes.umnn(2, 2, **SHORT, **k),
+    "unet, labels": lambda: recipes.unet(
+        (1, 4, 4),
+        CLASSES,
+        width=8,
+        multipliers=(1, 2),
+        blocks=1,
+        heads=2,
+        solver=RK4(2),
+        divergence=Exact(),
+    ),
 }
-ALIKE = {"cnf", "exact_cnf", "ffjord", "glow", "images", "nice", "realnvp"}
+ALIKE = {"cnf", "dit", "exact_cnf", "ffjord", "glow", "images", "nice", "realnvp", "unet"}
 """Recipes with no `fast`, or whose two orientations run the same arithmetic."""
 
 MAPS: Sequence[UnivariateMap] = (

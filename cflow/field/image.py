@@ -95,8 +95,8 @@ class UNetField(Field):
         expect_trailing("UNetField", "x", x, self.shape)
         if self.net.tokens:
             _expect_tokens("UNetField", t, context, self.net.tokens)
-            return self.net(x, self.condition(t), context)
-        return self.net(x, self.condition(t, context))
+            return self.net(x, self.condition(t), context).to(x.dtype)
+        return self.net(x, self.condition(t, context)).to(x.dtype)
 
 
 class DiTField(Field):
@@ -175,8 +175,8 @@ class DiTField(Field):
         expect_trailing("DiTField", "x", x, self.shape)
         if self.net.tokens:
             _expect_tokens("DiTField", t, context, self.net.tokens)
-            return self.net(x, self.condition(t), context)
-        return self.net(x, self.condition(t, context))
+            return self.net(x, self.condition(t), context).to(x.dtype)
+        return self.net(x, self.condition(t, context)).to(x.dtype)
 
 
 def _expect_one_context(

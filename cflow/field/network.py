@@ -59,4 +59,4 @@ class MLPField(Field):
         features = self.time(t)
         if context is not None:
             features = torch.cat([features, context], dim=-1)
-        return self.net(x, features)
+        return self.net(x, features).to(x.dtype)  # as solvers want it, whatever the weights'

@@ -2,6 +2,7 @@
 
 from cflow.recipes.bernstein import bernstein
 from cflow.recipes.cnf import cnf
+from cflow.recipes.dit import dit
 from cflow.recipes.exact_cnf import exact_cnf
 from cflow.recipes.ffjord import ffjord
 from cflow.recipes.flowpp import flowpp
@@ -18,10 +19,12 @@ from cflow.recipes.recipe import load, recipe
 from cflow.recipes.residual import residual
 from cflow.recipes.tarflow import tarflow
 from cflow.recipes.umnn import umnn
+from cflow.recipes.unet import unet
 
 __all__ = [
     "bernstein",
     "cnf",
+    "dit",
     "exact_cnf",
     "ffjord",
     "flowpp",
@@ -40,4 +43,5 @@ __all__ = [
     "residual",
     "tarflow",
     "umnn",
+    "unet",
 ]

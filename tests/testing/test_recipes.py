@@ -16,9 +16,13 @@ from cflow.transport import RussianRoulette
 DEEP: dict[str, Any] = dict(transforms=2, hidden_features=(6,))
 SINGLE: dict[str, Any] = dict(transforms=1, hidden_features=(4,))
 TARFLOW: dict[str, Any] = dict(patch=2, width=8, blocks=2, layers=1, heads=2)
+UNET: dict[str, Any] = dict(
+    width=4, multipliers=(1,), blocks=1, attention=(), heads=2, time_scale=1.0
+)
+DIT: dict[str, Any] = dict(patch=1, width=8, layers=1, heads=2, time_scale=1.0)
 FEW = RK4(4)
 PLAIN = Demands(spread=0.1)
-SLOW = ("bernstein", "ffjord", "flowpp", "gaussianization", "naf", "umnn")  # search, or solve
+SLOW = ("bernstein", "dit", "ffjord", "flowpp", "gaussianization", "naf", "umnn", "unet")
 SOLVED = Demands(round_trip=1e-4, jacobian=1e-4, far=None, spread=0.1)
 LOOPED = Demands(round_trip=1e-4, jacobian=1e-4, func=False, far=100.0)
 GREY = Demands(far=None, spread=0.1)
@@ -50,6 +54,17 @@ CASES = {
     "ffjord, exact": case(
         lambda: recipes.ffjord(2, hidden_features=(8,), solver=FEW).with_solver(divergence=Exact()),
         SOLVED,
+    ),
+    "unet": case(
+        lambda: recipes.unet((1, 1, 2), 3, solver=RK4(2), divergence=Exact(), **UNET),
+        SOLVED,
+        classes=3,
+    ),
+    "dit": case(
+        lambda: recipes.dit((1, 2), levels=2, solver=RK4(2), divergence=Exact(), **DIT),
+        SOLVED,
+        levels=2,
+        edge=1.0,
     ),
     "residual": case(lambda: recipes.residual(2, transforms=2, hidden_features=(6,)), LOOPED),
     "residual, estimate": case(
