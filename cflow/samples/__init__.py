@@ -1,5 +1,36 @@
-"""Samples: guidance while they are drawn, denoising afterwards."""
+"""Draw samples: samplers along a path, guidance on the way, denoising afterwards."""
 
+from cflow.samples.corrector import PredictorCorrector
+from cflow.samples.curved import CurvedEuler, CurvedHeun
 from cflow.samples.denoise import denoise, guided
+from cflow.samples.noise import (
+    ConstantNoise,
+    FunctionNoise,
+    NoiseLevel,
+    ProportionalNoise,
+    ScheduleNoise,
+)
+from cflow.samples.sampler import Moment, PathSampler, Plan, SteppingSampler, Walk
+from cflow.samples.stochastic import SDE, NoiseRefresh, Overshooting, StochasticSampler
 
-__all__ = ["denoise", "guided"]
+__all__ = [
+    "SDE",
+    "ConstantNoise",
+    "CurvedEuler",
+    "CurvedHeun",
+    "FunctionNoise",
+    "Moment",
+    "NoiseLevel",
+    "NoiseRefresh",
+    "Overshooting",
+    "PathSampler",
+    "Plan",
+    "PredictorCorrector",
+    "ProportionalNoise",
+    "ScheduleNoise",
+    "SteppingSampler",
+    "StochasticSampler",
+    "Walk",
+    "denoise",
+    "guided",
+]
