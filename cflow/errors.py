@@ -88,8 +88,11 @@ def expect_unit_times(where: str, t: Tensor) -> None:
     """Raise `DomainError` unless all times lie in [0, 1]; silent inside a traced graph."""
     if torch.compiler.is_compiling():
         return
-    outside = ~((t >= 0) & (t <= 1))
-    if bool(outside.any()):
+    if not t.numel():
+        return
+    low, high = torch.aminmax(t.detach())  # both NaN where one time is
+    if not (low.item() >= 0 and high.item() <= 1):
+        outside = ~((t >= 0) & (t <= 1))
         raise DomainError(
             f"{where}: times must lie in [0, 1] (0 = base, 1 = data), got {t[outside][0].item():g}"
         )

@@ -2,26 +2,51 @@
 
 from cflow.matching.cost import GeodesicCost, SquaredEuclidean
 from cflow.matching.coupling import Coupling, IndependentCoupling, PairedCoupling, Pairs
+from cflow.matching.dropout import ContextDropout
 from cflow.matching.exact import OTCoupling
 from cflow.matching.loss import matching
 from cflow.matching.path import AffinePath, LinearPath, Path, PathPoint, SchedulePath
 from cflow.matching.plan import PlanCoupling
 from cflow.matching.reflow import euler_times, reflow_pairs
+from cflow.matching.times import (
+    CosineMapTimes,
+    LogitNormalTimes,
+    LogNormalSigmaTimes,
+    ModeTimes,
+    QuantileLaw,
+    Stratified,
+    TimeLaw,
+    UniformTimes,
+)
+from cflow.matching.weights import DensityWeight, LossWeight, SigmaWeight, SNRWeight
 
 __all__ = [
     "AffinePath",
+    "ContextDropout",
+    "CosineMapTimes",
     "Coupling",
+    "DensityWeight",
     "GeodesicCost",
     "IndependentCoupling",
     "LinearPath",
+    "LogNormalSigmaTimes",
+    "LogitNormalTimes",
+    "LossWeight",
+    "ModeTimes",
     "OTCoupling",
     "PairedCoupling",
     "Pairs",
     "Path",
     "PathPoint",
     "PlanCoupling",
+    "QuantileLaw",
+    "SNRWeight",
     "SchedulePath",
+    "SigmaWeight",
     "SquaredEuclidean",
+    "Stratified",
+    "TimeLaw",
+    "UniformTimes",
     "euler_times",
     "matching",
     "reflow_pairs",

@@ -11,6 +11,7 @@ generalizing flow-based generative models, arXiv 2302.00482, equation 14.
 from abc import ABC, abstractmethod
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from cflow.errors import DomainError, ShapeError, expect_unit_times
@@ -79,7 +80,7 @@ class LinearPath(SchedulePath):
     def sample(self, x0: Points, x1: Points, t: Times, *, noise: Tensor | None = None) -> PathPoint:
         expect_ends("LinearPath.sample", x0, x1, t)
         s = t.reshape(t.shape + (1,) * (x1.dim() - t.dim()))
-        return PathPoint(t, (1 - s) * x0 + s * x1, x1 - x0)
+        return PathPoint(t, torch.lerp(x0, x1, s), x1 - x0)
 
     @property
     def random(self) -> bool:
