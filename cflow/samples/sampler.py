@@ -37,6 +37,9 @@ __all__ = [
     "mixed",
 ]
 
+LINEAR = LinearSchedule()
+UNIFORM = UniformGrid()
+
 Velocity: TypeAlias = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
