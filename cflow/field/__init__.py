@@ -5,6 +5,7 @@ from cflow.field.cost import Cost, CostSum, JacobianNorm, KineticEnergy
 from cflow.field.divergence import Analytic, Divergence, Exact, Hutchinson, Rates
 from cflow.field.field import AnalyticField, Field, FunctionField
 from cflow.field.gated import Conditioning, GatedField, GatedLinear
+from cflow.field.guidance import AutoGuided, ClassifierFree, LogDensityGuided
 from cflow.field.image import DiTField, UNetField
 from cflow.field.mixture import GaussianMixture, MixtureField
 from cflow.field.network import MLPField
@@ -36,6 +37,8 @@ from cflow.field.two_layer import TwoLayerField
 __all__ = [
     "Analytic",
     "AnalyticField",
+    "AutoGuided",
+    "ClassifierFree",
     "Coefficients",
     "Condition",
     "Conditioning",
@@ -59,6 +62,7 @@ __all__ = [
     "LinearSchedule",
     "LinearVPSchedule",
     "LipmanSchedule",
+    "LogDensityGuided",
     "MLPField",
     "MixtureField",
     "PathSchedule",
