@@ -20,8 +20,6 @@ from cflow.field import Coefficients, Ends
 
 __all__ = ["ends_over_pairs", "ends_over_targets"]
 
-TINY = 1e-12  # least width of a law, so that one without any is that of its own pair
-
 
 @torch.no_grad()
 def ends_over_targets(
@@ -52,7 +50,8 @@ def ends_over_targets(
     if blur is not None:
         width = (sigma.square() + noise**2).sqrt()
         z = (sigma * x0 + noise * _flat(blur)) / width
-    ratio = alpha / width.clamp_min(TINY)
+    # A law narrower than this is that of the own pair; the ratio must not blow up its rounding.
+    ratio = alpha / width.clamp_min(torch.finfo(x1.dtype).eps ** 0.5)
     # -|x_i - alpha x1_k|^2 / (2 width^2), without what does not depend on k: zero for the own pair.
     along = (z * x1).sum(1, keepdim=True) - z @ x1.T
     share = _shares(-ratio * along - 0.5 * ratio.square() * _squares(x1), prior)
