@@ -1,0 +1,71 @@
+"""The experiments on motions and cells run from start to end in their smoke mode."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+pytestmark = pytest.mark.unchecked
+
+
+@pytest.fixture(autouse=True)
+def float32() -> None:
+    torch.set_default_dtype(torch.float32)
+
+
+def test_lasa(tmp_path: Path, capsys) -> None:
+    from cflow.data import find, lasa
+    from experiments.lasa import MEASURES, ROWS, Settings, main
+
+    if find(lasa.ARCHIVE) is None:
+        pytest.skip("the LASA motions are not on disk; name a folder with them in CFLOW_DATA")
+    report = main(Settings(out=tmp_path, smoke=True))
+    table = report["table"]
+    assert set(table) == set(ROWS)
+    for row in ROWS:
+        assert set(table[row]) == set(MEASURES)
+        assert all(0 <= mean < 100 for mean, _ in table[row].values())
+    assert max(table[row]["start"][0] for row in ROWS) < 1e-3  # all begin where they have to
+    assert table["nearest, rigid"]["goal"][0] > 0.1 > table["flow"]["goal"][0]
+    saved = json.loads((tmp_path / "report.json").read_text())
+    assert saved["dtw of shapes"].keys() == {"Angle", "Sshape"}
+    assert (tmp_path / "table.md").read_text().count("\n") == 2 + len(ROWS)
+    assert (tmp_path / "motions.png").stat().st_size > 10_000
+    assert list((tmp_path / "wandb").glob("offline-run-*"))
+    assert "demonstration 1 held out" in capsys.readouterr().out
+
+
+def test_distances_between_motions() -> None:
+    from experiments.lasa import swept_area, warped_distance
+
+    x = torch.randn(3, 20, 2)
+    assert torch.equal(warped_distance(x, x), torch.zeros(3))
+    assert torch.equal(swept_area(x, x), torch.zeros(3))
+    slow = x.repeat_interleave(3, dim=1)  # the same way at a third of the speed
+    assert torch.equal(warped_distance(x, slow), torch.zeros(3))
+    line = torch.stack([torch.linspace(0, 5, 11), torch.zeros(11)], dim=1)
+    above = line + torch.tensor([0.0, 2.0])
+    assert warped_distance(line, above).item() == pytest.approx(2)
+    assert swept_area(line, above).item() == pytest.approx(10)
+    p, q = torch.tensor([[0.0, 0], [1, 0], [5, 0]]), torch.tensor([[0.0, 1], [5, 1]])
+    # first with first, last with last, the middle one with the nearer: least sum 1 + sqrt 2 + 1
+    assert warped_distance(p, q).item() == pytest.approx((2 + math.sqrt(2)) / 3)
+    assert warped_distance(q, p).item() == pytest.approx((2 + math.sqrt(2)) / 3)
+
+
+def test_departures_give_their_curves_back() -> None:
+    from experiments.lasa import Departures
+
+    seen = torch.randn(4, 6, 10, 2).cumsum(2)
+    seen = seen - seen[:, :, -1:]
+    departures = Departures(seen, 20)  # as many as there are: ends are fixed, 8 points are free
+    shape = torch.arange(4).repeat_interleave(6)
+    back = departures.curves(departures.codes, seen[:, :, 0].flatten(0, 1), shape)
+    assert departures.kept > 0.99999
+    assert torch.allclose(back, seen.flatten(0, 1), atol=1e-3)
+    variance = departures.codes[:, :10].square().mean(0)
+    assert torch.allclose(variance, torch.ones(10), atol=1e-3)
+    context = departures.context(seen[:, 2, 0], torch.arange(4))
+    assert torch.equal(context[:, 2:], torch.eye(4))
