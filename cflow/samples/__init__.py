@@ -3,6 +3,7 @@
 from cflow.samples.corrector import PredictorCorrector
 from cflow.samples.curved import CurvedEuler, CurvedHeun
 from cflow.samples.denoise import denoise, guided
+from cflow.samples.draw import draw, log_probs
 from cflow.samples.noise import (
     ConstantNoise,
     FunctionNoise,
@@ -10,6 +11,7 @@ from cflow.samples.noise import (
     ProportionalNoise,
     ScheduleNoise,
 )
+from cflow.samples.sampled import SampledTransport, with_sampler
 from cflow.samples.sampler import Moment, PathSampler, Plan, SteppingSampler, Walk
 from cflow.samples.stochastic import SDE, NoiseRefresh, Overshooting, StochasticSampler
 
@@ -27,10 +29,14 @@ __all__ = [
     "Plan",
     "PredictorCorrector",
     "ProportionalNoise",
+    "SampledTransport",
     "ScheduleNoise",
     "SteppingSampler",
     "StochasticSampler",
     "Walk",
     "denoise",
+    "draw",
     "guided",
+    "log_probs",
+    "with_sampler",
 ]

@@ -15,7 +15,7 @@ Source: Song et al. (2021), arXiv 2011.13456, algorithm 4 and appendix G.
 from dataclasses import dataclass
 
 from cflow.errors import DomainError
-from cflow.samples.noise import expect_amount
+from cflow.samples.options import expect_amount, expect_count
 from cflow.samples.sampler import Moment, PathSampler, Plan, Walk, mixed
 from cflow.typing import Points
 
@@ -56,12 +56,7 @@ class PredictorCorrector(PathSampler):
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
-        count = self.corrections
-        if isinstance(count, bool) or not isinstance(count, int) or count < 0:
-            raise DomainError(
-                "PredictorCorrector: corrections must be a whole number of 0 or more, got "
-                f"{count!r}"
-            )
+        expect_count("PredictorCorrector", least=0, corrections=self.corrections)
         if not 0 <= self.snr < 1:
             raise DomainError(
                 f"PredictorCorrector: snr must lie in [0, 1), got {self.snr!r}; Langevin steps are "

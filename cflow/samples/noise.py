@@ -21,6 +21,7 @@ from torch import Tensor
 
 from cflow.errors import DomainError
 from cflow.field import PathSchedule
+from cflow.samples.options import expect_amount
 from cflow.samples.sampler import Moment
 
 __all__ = [
@@ -145,13 +146,6 @@ class FunctionNoise(NoiseLevel):
 
     def kept(self, schedule: PathSchedule, now: Moment, then: Moment) -> float:
         return _integrated("FunctionNoise", self.function, schedule, now, then)
-
-
-def expect_amount(where: str, **values: float) -> None:
-    """Raise `DomainError` unless each named value is finite and 0 or more."""
-    for name, value in values.items():
-        if not 0 <= value < math.inf:
-            raise DomainError(f"{where}: {name} must be 0 or more and finite, got {value!r}")
 
 
 def _integrated(

@@ -24,6 +24,7 @@ from cflow.errors import DomainError, ShapeError, SolverError, expect_floating
 from cflow.field import Ends, LinearSchedule, PathSchedule, PredictVelocity
 from cflow.field.schedule import moving
 from cflow.ode import Grid, UniformGrid, march
+from cflow.samples.options import expect_count
 from cflow.typing import Points
 
 __all__ = [
@@ -210,7 +211,7 @@ class SteppingSampler(PathSampler):
     Attributes:
         steps: Number of steps, at least 1.
         schedule: The path that the field was trained on.
-        grid: Where the steps fall between start and end.
+        grid: Where the steps fall from start to end; a `TimeGrid` has its own number of them.
 
     Raises:
         DomainError: `steps` is not a whole number of at least 1.
@@ -221,11 +222,7 @@ class SteppingSampler(PathSampler):
     grid: Grid = UNIFORM
 
     def __post_init__(self) -> None:
-        if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 1:
-            raise DomainError(
-                f"{type(self).__name__}: steps must be a whole number of at least 1, got "
-                f"{self.steps!r}; times of your own go in as grid=TimeGrid(times)"
-            )
+        expect_count(type(self).__name__, steps=self.steps)
 
     def plan(self, start: float, end: float) -> Plan:
         low, high = min(start, end), max(start, end)

@@ -25,7 +25,8 @@ from typing import Literal
 import torch
 
 from cflow.errors import DomainError
-from cflow.samples.noise import NoiseLevel, ScheduleNoise, expect_amount
+from cflow.samples.noise import NoiseLevel, ScheduleNoise
+from cflow.samples.options import expect_amount
 from cflow.samples.sampler import Moment, SteppingSampler, Walk, carried
 from cflow.typing import Points
 
