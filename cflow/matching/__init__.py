@@ -3,10 +3,13 @@
 from cflow.matching.cost import GeodesicCost, SquaredEuclidean
 from cflow.matching.coupling import Coupling, IndependentCoupling, PairedCoupling, Pairs
 from cflow.matching.dropout import ContextDropout
+from cflow.matching.entropic import EntropicCoupling
 from cflow.matching.exact import OTCoupling
 from cflow.matching.loss import matching
+from cflow.matching.partial import PartialCoupling
 from cflow.matching.path import AffinePath, LinearPath, Path, PathPoint, SchedulePath
 from cflow.matching.plan import PlanCoupling
+from cflow.matching.pool import PairPool
 from cflow.matching.reflow import euler_times, reflow_pairs
 from cflow.matching.times import (
     CosineMapTimes,
@@ -18,6 +21,7 @@ from cflow.matching.times import (
     TimeLaw,
     UniformTimes,
 )
+from cflow.matching.unbalanced import UnbalancedCoupling
 from cflow.matching.weights import DensityWeight, LossWeight, SigmaWeight, SNRWeight
 
 __all__ = [
@@ -26,6 +30,7 @@ __all__ = [
     "CosineMapTimes",
     "Coupling",
     "DensityWeight",
+    "EntropicCoupling",
     "GeodesicCost",
     "IndependentCoupling",
     "LinearPath",
@@ -34,8 +39,10 @@ __all__ = [
     "LossWeight",
     "ModeTimes",
     "OTCoupling",
+    "PairPool",
     "PairedCoupling",
     "Pairs",
+    "PartialCoupling",
     "Path",
     "PathPoint",
     "PlanCoupling",
@@ -46,6 +53,7 @@ __all__ = [
     "SquaredEuclidean",
     "Stratified",
     "TimeLaw",
+    "UnbalancedCoupling",
     "UniformTimes",
     "euler_times",
     "matching",

@@ -1,6 +1,6 @@
 """Training: the loop, its schedules, its checkpoints, what it watches, and where it reports to."""
 
-from cflow.train.batches import TrainingData
+from cflow.train.batches import BatchSource, TrainingData
 from cflow.train.loop import Trainer, TrainResult
 from cflow.train.monitor import Monitor, Stage, WandbMonitor
 from cflow.train.presets import for_images, for_inference, for_tables
@@ -8,6 +8,7 @@ from cflow.train.schedule import ConstantRate, CosineDecay, PolynomialDecay, Sch
 from cflow.train.watch import LayerStatistics, Reconstruction, ScaleSaturation, Watch
 
 __all__ = [
+    "BatchSource",
     "ConstantRate",
     "CosineDecay",
     "LayerStatistics",

@@ -3,8 +3,10 @@
 So a training that resumes at step k continues with the very batch an uninterrupted one would see.
 """
 
-from collections.abc import Iterator, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
+from itertools import islice
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -12,10 +14,30 @@ from torch.utils.data import DataLoader, Dataset
 
 from cflow.errors import DomainError, ShapeError, expect_finite
 
-__all__ = ["TrainingData", "batches", "check_data", "in_order", "size"]
+__all__ = ["BatchSource", "TrainingData", "batches", "check_data", "in_order", "size"]
 
-TrainingData: TypeAlias = Tensor | tuple[Tensor, ...] | Dataset[Any]
-"""Points, points with contexts, or a map-style dataset of either."""
+
+@runtime_checkable
+class BatchSource(Protocol):
+    """Data that makes its own batches, such as `cflow.matching.PairPool`."""
+
+    def __len__(self) -> int:
+        """Return the number of examples, which make an epoch."""
+        ...
+
+    def batches(self, batch: int, *, seed: int, start: int = 0) -> Iterator[tuple[Tensor, ...]]:
+        """Give batches without end, from batch number `start` on.
+
+        Batch number k must follow from the size, the seed and k alone, so that a training that
+        resumes sees what it would have seen. An iterator that holds threads ends them on `close`.
+        """
+        ...
+
+
+TrainingData: TypeAlias = Tensor | tuple[Tensor, ...] | Dataset[Any] | BatchSource
+"""Points, points with contexts, a map-style dataset of either, or a source of batches."""
+
+IN_ORDER_SEED = 20_250_103  # of a source's batches where they have to be the same every time
 
 
 def size(data: TrainingData) -> int:
@@ -44,15 +66,20 @@ def check_data(where: str, data: TrainingData) -> None:
 
 def batches(
     data: TrainingData, batch: int, *, seed: int, start: int = 0, workers: int = 0
-) -> Iterator[tuple[Tensor, ...]]:
+) -> Generator[tuple[Tensor, ...], None, None]:
     """Draw batches without end, each epoch in a fresh order, from batch number `start` on.
 
     Args:
-        data: The examples; the last few of an epoch that fill no batch wait for the next one.
+        data: The examples; the last few of an epoch that fill no batch wait for the next one. A
+            source of batches has its own way.
         batch: Examples in a batch; all of them where there are fewer.
         seed: Decides the order.
         start: Batches that have been drawn before.
         workers: Processes that load a dataset; tensors are indexed at once.
+
+    Raises:
+        DomainError: The batch is empty, a dataset holds a value that is not finite, or a source
+            comes to an end.
 
     Example:
         >>> first = list(zip(range(3), batches(torch.arange(4), 2, seed=0)))
@@ -62,6 +89,12 @@ def batches(
     """
     if batch < 1:
         raise DomainError(f"batches: batch must be at least 1, got {batch}")
+    if isinstance(data, BatchSource):
+        yield from data.batches(batch, seed=seed, start=start)
+        raise DomainError(
+            f"batches: {type(data).__name__}.batches came to an end; a source must go on, epoch "
+            "after epoch"
+        )
     order = _order(size(data), batch, seed, start)
     if isinstance(data, Tensor | tuple):
         tensors = data if isinstance(data, tuple) else (data,)
@@ -81,6 +114,8 @@ def batches(
 def in_order(data: TrainingData, batch: int) -> Iterator[tuple[Tensor, ...]]:
     """Give every example once, in order, the last batch as long as it comes.
 
+    A source of batches gives those of about one epoch, the same every time.
+
     Example:
         >>> [len(x) for x, in in_order(torch.arange(5), 2)]
         [2, 2, 1]
@@ -89,6 +124,10 @@ def in_order(data: TrainingData, batch: int) -> Iterator[tuple[Tensor, ...]]:
         tensors = data if isinstance(data, tuple) else (data,)
         for k in range(0, size(data), batch):
             yield tuple(t[k : k + batch] for t in tensors)
+        return
+    if isinstance(data, BatchSource):
+        with closing(batches(data, batch, seed=IN_ORDER_SEED)) as source:
+            yield from islice(source, max(1, round(len(data) / batch)))
         return
     for item in DataLoader(data, batch_size=batch):
         yield tuple(item) if isinstance(item, list | tuple) else (item,)

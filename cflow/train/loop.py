@@ -7,6 +7,7 @@ import math
 import os
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -140,8 +141,9 @@ class Trainer:
         """Train, going on from the checkpoint in the run folder where there is one.
 
         Args:
-            data: Points, a tuple of points and contexts, or a map-style dataset of either.
-            validation: Held-out data for validation, in the same form.
+            data: Points, a tuple of points and contexts, a map-style dataset of either, or a
+                `BatchSource` that makes its own batches (`cflow.matching.PairPool`, say).
+            validation: Held-out data for validation; the loss takes it in the same way.
             resume: Go on from an existing checkpoint; when false, an existing one is an error,
                 so that nothing is overwritten.
 
@@ -162,13 +164,12 @@ class Trainer:
         run = _Run(self, size(data))
         run.open(resume=resume)
         start = run.step
-        source = batches(data, self.batch, seed=self.seed, start=start, workers=self.workers)
+        drawn = batches(data, self.batch, seed=self.seed, start=start, workers=self.workers)
         silent = None if self.progress else True  # None: silent where there is no terminal
-        with tqdm(total=self.steps, initial=start, disable=silent, leave=False) as bar:
-            for batch in source:
-                if run.over:
-                    break
-                figures = run.advance(batch)
+        bar = tqdm(total=self.steps, initial=start, disable=silent, leave=False)
+        with closing(drawn) as source, bar:
+            while not run.over:
+                figures = run.advance(next(source))
                 if validation is not None and run.due(self.validate_every):
                     run.validate(validation)
                 if self.watch and run.due(self.validate_every):
