@@ -40,6 +40,7 @@ class Regression(NamedTuple):
         target: Wanted values, of the shape of x.
         context: Conditions `(n, *context)`, or None.
         weight: Factor on each squared error, `(n,)`, or None.
+        noise: Standard normal noise of the path, of the shape of x, or None.
     """
 
     t: Tensor
@@ -47,6 +48,7 @@ class Regression(NamedTuple):
     target: Tensor
     context: Tensor | None
     weight: Tensor | None
+    noise: Tensor | None = None
 
 
 def matching(
@@ -57,6 +59,7 @@ def matching(
     *,
     x0: Points | None = None,
     context: Tensor | None = None,
+    source_context: Tensor | None = None,
     t: Times | None = None,
     times: TimeLaw = UNIFORM,
     prediction: Prediction = VELOCITY,
@@ -74,6 +77,8 @@ def matching(
         x1: Targets, `(m, *event)`.
         x0: Sources, `(n, *event)`; standard normal noise of the shape of x1 by default.
         context: Conditions of the targets, `(m, *context)`; they follow their target.
+        source_context: Conditions of the sources, `(n, *context)`, where they have their own; only
+            the coupling sees them.
         t: Times in [0, 1], one for each pair; by default they are drawn from `times`.
         times: The law of the times.
         prediction: What `field` gives; other than the velocity, wrap it in a `PredictionField` of
@@ -105,6 +110,7 @@ def matching(
         x1,
         x0=x0,
         context=context,
+        source_context=source_context,
         t=t,
         times=times,
         prediction=prediction,
@@ -123,6 +129,7 @@ def regression(
     *,
     x0: Points | None = None,
     context: Tensor | None = None,
+    source_context: Tensor | None = None,
     t: Times | None = None,
     times: TimeLaw = UNIFORM,
     prediction: Prediction = VELOCITY,
@@ -143,8 +150,8 @@ def regression(
     x0 = _noise(x1, generator) if x0 is None else x0
     mass = None
     # Noise drawn for each target by itself is paired already; bad shapes are the coupling's to say.
-    if not (normal and _one_each(context, x1)):
-        i, j, mass = coupling(x0, x1, context, generator=generator)
+    if not (normal and source_context is None and _one_each(context, x1)):
+        i, j, mass = coupling(x0, x1, context, source_context=source_context, generator=generator)
         x0, x1, context = x0[i], x1[j], None if context is None else context[j]
     if t is None:
         t = times.sample(len(x1), like=x1, generator=generator)
@@ -172,7 +179,7 @@ def regression(
         factors.append(prediction.weight(t, schedule))
     if weight is not None:
         factors.append(_weights(weight, t))
-    return Regression(t, x, target, seen, reduce(mul, factors) if factors else None)
+    return Regression(t, x, target, seen, reduce(mul, factors) if factors else None, noise)
 
 
 def squared_error(
@@ -183,7 +190,7 @@ def squared_error(
     Raises:
         ShapeError: The field returns another shape than that of x.
     """
-    t, x, target, context, weight = asked
+    t, x, target, context, weight, _ = asked
     v = field(t, x, context)
     if v.shape != x.shape:
         raise ShapeError(
