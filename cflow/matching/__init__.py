@@ -1,16 +1,18 @@
 """Flow matching: paths, couplings, the regression loss, and reflow."""
 
+from cflow.matching.bridge import BridgePath, BridgeProcess, bridge_error, bridge_matching
 from cflow.matching.cost import GeodesicCost, SquaredEuclidean
 from cflow.matching.coupling import Coupling, IndependentCoupling, PairedCoupling, Pairs
 from cflow.matching.dropout import ContextDropout
 from cflow.matching.entropic import EntropicCoupling
 from cflow.matching.exact import OTCoupling
-from cflow.matching.loss import matching
+from cflow.matching.loss import Regression, matching, regression, squared_error
 from cflow.matching.partial import PartialCoupling
 from cflow.matching.path import AffinePath, LinearPath, Path, PathPoint, SchedulePath
 from cflow.matching.plan import PlanCoupling
 from cflow.matching.pool import PairPool
 from cflow.matching.reflow import euler_times, reflow_pairs
+from cflow.matching.snapshots import snapshot_matching, unit_times
 from cflow.matching.times import (
     CosineMapTimes,
     LogitNormalTimes,
@@ -26,6 +28,8 @@ from cflow.matching.weights import DensityWeight, LossWeight, SigmaWeight, SNRWe
 
 __all__ = [
     "AffinePath",
+    "BridgePath",
+    "BridgeProcess",
     "ContextDropout",
     "CosineMapTimes",
     "Coupling",
@@ -47,6 +51,7 @@ __all__ = [
     "PathPoint",
     "PlanCoupling",
     "QuantileLaw",
+    "Regression",
     "SNRWeight",
     "SchedulePath",
     "SigmaWeight",
@@ -55,7 +60,13 @@ __all__ = [
     "TimeLaw",
     "UnbalancedCoupling",
     "UniformTimes",
+    "bridge_error",
+    "bridge_matching",
     "euler_times",
     "matching",
     "reflow_pairs",
+    "regression",
+    "snapshot_matching",
+    "squared_error",
+    "unit_times",
 ]
