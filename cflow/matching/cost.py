@@ -44,13 +44,13 @@ class SquaredEuclidean:
     """
 
     def __call__(self, x0: Tensor, x1: Tensor) -> Tensor:
-        a, b = _double(x0).reshape(len(x0), -1), _double(x1).reshape(len(x1), -1)
-        if a.device.type == "cpu" and a.shape[1] <= FEW:
-            from scipy.spatial.distance import (
-                cdist,  # one thread: torch's pool takes longer to wake
-            )
+        if _few(x0) and _few(x1):
+            from scipy.spatial.distance import cdist
 
-            return torch.from_numpy(cdist(a.numpy(), b.numpy(), "sqeuclidean"))
+            # NumPy's side is one thread: waking torch's pool can take longer than a small solve.
+            a, b = (x.detach().numpy().reshape(len(x), -1) for x in (x0, x1))
+            return torch.from_numpy(cdist(a, b, "sqeuclidean"))
+        a, b = _double(x0).reshape(len(x0), -1), _double(x1).reshape(len(x1), -1)
         centre = b.mean(0)  # the squares of far points would swallow their differences
         a, b = a - centre, b - centre
         squares = a.square().sum(1)[:, None] + b.square().sum(1)
@@ -107,14 +107,13 @@ def cost_matrix(where: str, cost: Cost, x0: Tensor, x1: Tensor) -> Tensor:
     """
     with torch.no_grad():
         c = cost(x0, x1)
-        if c.shape != (len(x0), len(x1)):
-            raise ShapeError(
-                f"{where}: the cost must return one number for each source and target, shape "
-                f"{(len(x0), len(x1))}, got {tuple(c.shape)}"
-            )
-        c = _double(c)
-        # NumPy sums in one thread; waking torch's pool for it can take longer than a small solve.
-        total = c.numpy().sum() if c.device.type == "cpu" else c.sum().item()
+    if c.shape != (len(x0), len(x1)):
+        raise ShapeError(
+            f"{where}: the cost must return one number for each source and target, shape "
+            f"{(len(x0), len(x1))}, got {tuple(c.shape)}"
+        )
+    c = _double(c)
+    total = float(c.numpy().sum() if c.device.type == "cpu" else c.sum())
     if not -float("inf") < total < float("inf"):
         expect_finite(where, "x0", x0)
         expect_finite(where, "x1", x1)
@@ -123,6 +122,11 @@ def cost_matrix(where: str, cost: Cost, x0: Tensor, x1: Tensor) -> Tensor:
             "finite; to forbid pairs give their classes as the context, and context_weight=inf"
         )
     return c
+
+
+def _few(x: Tensor) -> bool:
+    small = x.numel() <= FEW * len(x)
+    return small and x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
 
 
 def _double(x: Tensor) -> Tensor:

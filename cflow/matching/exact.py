@@ -87,19 +87,21 @@ def network_simplex(
     import ot  # POT is slow to import, and only plans need it
 
     # The simplex compares costs with an absolute tolerance: unscaled, it returns a wrong plan
-    # without a word where points lie a millionth apart.
-    scale = float(np.abs(cost).sum()) / cost.size
+    # without a word where points lie a millionth apart. Large costs do it no harm.
+    spread = float(cost.max() - cost.min())
+    n, m = cost.shape
     plan, log = ot.emd(
-        [] if a is None else a,
-        [] if b is None else b,
-        cost / scale if scale > 0 else cost,
+        np.full(n, 1 / n) if a is None else a,
+        np.full(m, 1 / m) if b is None else b,
+        cost / spread if 0 < spread < 1 else cost,
         numItermax=MAX_ITERATIONS,
         log=True,
         center_dual=False,
+        check_marginals=False,
     )
     if log["warning"] is not None:
         raise SolverError(
-            f"{where}: the plan between {cost.shape[0]} and {cost.shape[1]} points did not "
+            f"{where}: the plan between {n} and {m} points did not "
             f"converge ({log['warning']}); use a smaller batch"
         )
     return plan

@@ -21,6 +21,7 @@ from abc import abstractmethod
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Generator, Tensor
 
@@ -84,7 +85,7 @@ class PlanCoupling(Coupling):
             flat = _draw(plan.reshape(1, -1), len(x1), generator)[0]
             i, j, weight = flat // plan.shape[1], flat % plan.shape[1], None
         elif (i := _permutation(plan)) is not None:
-            j, weight = torch.arange(len(x1), device=x1.device), None
+            j, weight = torch.from_numpy(np.arange(len(x1))), None
         else:
             mass = plan.sum(0)
             if not bool(mass.sum() > 0):
@@ -240,14 +241,15 @@ def _permutation(plan: Tensor) -> Tensor | None:
     n, m = plan.shape
     if n != m:
         return None
-    # NumPy reads in one thread; waking torch's pool for it can take longer than a small solve.
-    p = plan.numpy() if plan.device.type == "cpu" else None
-    target = plan.argmax(1) if p is None else torch.from_numpy(p.argmax(1))
-    rows = torch.arange(n, device=plan.device)
-    top = plan[rows, target]
-    source = torch.full_like(target, -1).scatter_(0, target, rows)
-    whole = (top - 1 / n).abs() < 1e-9 / n
-    return source if bool((whole & (source >= 0)).all()) else None
+    # Plans that are permutations come from exact solvers, which run there. NumPy reads them in one
+    # thread: waking torch's pool can take longer than a small solve.
+    p = plan.cpu().numpy()
+    target, rows = p.argmax(1), np.arange(n)
+    source = np.full(n, -1)
+    source[target] = rows
+    if source.min() < 0 or np.abs(p[rows, target] * n - 1).max() > 1e-9:
+        return None
+    return torch.from_numpy(source)
 
 
 def _draw(weight: Tensor, count: int, generator: Generator | None) -> Tensor:
