@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-__all__ = ["GroupNorm", "layer_norm", "modulated", "zeroed"]
+__all__ = ["GroupNorm", "layer_norm", "modulated", "plain", "zeroed"]
 
 EPSILON = 1e-6
 L = TypeVar("L", nn.Linear, nn.Conv2d)
@@ -57,8 +57,23 @@ def layer_norm(h: Tensor) -> Tensor:
         >>> layer_norm(torch.tensor([[1.0, 3.0]]))
         tensor([[-1.0000,  1.0000]])
     """
-    wide = torch.promote_types(h.dtype, torch.float32)
-    return functional.layer_norm(h.to(wide), h.shape[-1:], eps=EPSILON).to(h.dtype)
+    wide = h.to(torch.promote_types(h.dtype, torch.float32))
+    if plain():
+        return functional.layer_norm(wide, h.shape[-1:], eps=EPSILON).to(h.dtype)
+    # Written out: gradients of the fused kernel's forward mode are wrong (torch 2.13).
+    wide = wide - wide.mean(-1, keepdim=True)
+    return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + EPSILON)).to(h.dtype)
+
+
+def plain() -> bool:
+    """Tell whether this is plain eager mode: neither inside `torch.func` nor in a traced graph.
+
+    Example:
+        >>> plain(), torch.func.vmap(lambda x: x + plain())(torch.zeros(1))
+        (True, tensor([0.]))
+    """
+    level = torch._C._functorch.maybe_current_level()  # type: ignore[attr-defined]
+    return level is None and not torch.compiler.is_compiling()
 
 
 def modulated(h: Tensor, scale: Tensor, shift: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cflow.errors import DomainError, expect_trailing
-from cflow.nets.modulation import zeroed
+from cflow.nets.modulation import plain, zeroed
 
 __all__ = ["CrossAttention", "SelfAttention", "attend"]
 
@@ -115,8 +115,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         >>> attend(torch.zeros(1, 1), torch.zeros(2, 1), torch.tensor([[1.0], [3.0]]))
         tensor([[2.]])
     """
-    level = torch._C._functorch.maybe_current_level()  # type: ignore[attr-defined]
-    if level is None and not torch.compiler.is_compiling():
+    if plain():
         return functional.scaled_dot_product_attention(query, key, value)
     scores = (query / math.sqrt(query.shape[-1])) @ key.transpose(-2, -1)
     weights = scores.to(torch.promote_types(scores.dtype, torch.float32)).softmax(-1)
