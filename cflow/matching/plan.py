@@ -89,7 +89,10 @@ class PlanCoupling(Coupling):
         else:
             mass = plan.sum(0)
             if not bool(mass.sum() > 0):
-                raise SolverError(f"{type(self).__name__}: the plan moves no mass")
+                raise SolverError(
+                    f"{type(self).__name__}: the plan moves no mass, because every cost is far "
+                    "above the penalty; raise the penalty or scale the points"
+                )
             j = torch.nonzero(mass > 1e-9 * mass.mean()).flatten()
             mass = mass[j] / mass[j].mean()
             weight = None if bool((mass - 1).abs().max() < 1e-9) else mass.to(x1)
