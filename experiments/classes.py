@@ -1,0 +1,212 @@
+"""Digits by class: a UNet trained by flow matching on MNIST, guided when it is sampled.
+
+    python -m experiments.classes            # about twenty-five minutes on two cores
+    python -m experiments.classes --smoke    # the same road in seconds
+
+9000 training images of 28 x 28 with 256 grey levels (a public subset of MNIST's training part), the
+label hidden from a tenth of the samples, so that one field knows the law of each class and that of
+all digits. Samples are drawn for each class at several scales of classifier-free guidance; 1 is no
+guidance. Figures, all on samples and on the official test images alike:
+
+    accuracy   share that a convolutional classifier, trained on the same 9000 images and not on
+               samples, assigns to the wanted class
+    distance   energy distance between the classifier's last features of samples and of a half of
+               the test images; "floor" is that between two halves of the test images
+    bits       bits per dimension of test images, an upper bound by uniform dequantisation, with the
+               divergence estimated by one Hutchinson probe; "+-" is the standard error
+
+Guidance buys accuracy with variety: the distance has its minimum at a small scale. Everything lands
+in runs/classes/: report.json, samples.png, an offline wandb run.
+"""
+
+import json
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+from torch import Generator, Tensor, nn
+
+from cflow import Flow, State, plots, recipes
+from cflow.data import mnist
+from cflow.field import ClassifierFree
+from cflow.manifold import Euclidean
+from cflow.matching import ContextDropout, IndependentCoupling, LinearPath, matching
+from cflow.metrics import bits_per_dim, energy_distance
+from cflow.ode import RK4, Heun
+from cflow.train import CosineDecay, PolynomialDecay, Trainer, WandbMonitor
+from cflow.transport import ODE
+
+SHAPE, CLASSES, LEVELS = (1, 28, 28), 10, 256
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that can be set from the command line."""
+
+    out: Path = Path("runs/classes")
+    seconds: float = 720.0  # training time of the field
+    classifier_steps: int = 1500  # optimiser steps of the classifier
+    batch: int = 64
+    lr: float = 1e-3
+    width: int = 32  # channels of the UNet at full resolution
+    hidden: float = 0.1  # share of the samples whose label is hidden
+    scales: tuple[float, ...] = (0.0, 1.0, 1.5, 2.0, 3.0)
+    drawn: int = 500  # samples at each scale
+    solver_steps: int = 12  # of Heun's method, two evaluations each
+    tested: int = 100  # test images whose likelihood is computed
+    likelihood_steps: int = 12  # of RK4, four evaluations each
+    threads: int = 2
+    seed: int = 0
+    smoke: bool = False  # a few steps of everything
+
+
+class Classifier(nn.Module):
+    """Three convolutions and two dense layers; the last 64 features measure samples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+            nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+            nn.Conv2d(32, 32, 3, padding=1), nn.ReLU(), nn.Flatten(),
+            nn.Dropout(0.3), nn.Linear(32 * 49, 64), nn.ReLU(),
+        )  # fmt: skip
+        self.last = nn.Linear(64, CLASSES)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits of grey levels."""
+        return self.last(self.features(images.float() / (LEVELS - 1)))
+
+
+def main(settings: Settings) -> dict[str, Any]:
+    if settings.smoke:
+        settings = replace(
+            settings, seconds=2.0, classifier_steps=5, batch=8, width=8, scales=(1.0, 2.0),
+            drawn=20, solver_steps=2, tested=2, likelihood_steps=2, threads=1,
+        )  # fmt: skip
+    torch.set_num_threads(settings.threads)
+    settings.out.mkdir(parents=True, exist_ok=True)
+    shown = asdict(settings) | {"out": str(settings.out)}
+    monitor = WandbMonitor("cflow-classes", folder=settings.out, settings=shown)
+    train, test = mnist()
+    order = torch.randperm(len(train.images), generator=Generator().manual_seed(settings.seed))
+    images, labels = train.images[order[:9000]], train.labels[order[:9000]]
+
+    judge = train_classifier(images, labels, settings)
+    report: dict[str, Any] = {"settings": shown, "scales": {}}
+    with torch.no_grad():
+        real = judge.features(test.images.float() / (LEVELS - 1))
+        right = (judge(test.images).argmax(1) == test.labels).float().mean().item()
+    half = torch.randperm(len(real), generator=Generator().manual_seed(settings.seed)).split(5000)
+    report["accuracy on test images"] = right
+    report["floor"] = energy_distance(real[half[0][: settings.drawn]], real[half[1]]).item()
+    print(f"test images: accuracy {right:.3f}, floor of the distance {report['floor']:.4f}")
+
+    flow, figures = train_flow(images, labels, settings, monitor)
+    report |= figures
+    pictures = {"test images": test.images[:10, 0].float()}
+    for scale in settings.scales:
+        wanted = torch.arange(settings.drawn) % CLASSES
+        drawn = sample(flow, wanted, scale, settings)
+        with torch.no_grad():
+            hits = (judge(drawn).argmax(1) == wanted).float().mean().item()
+            seen = judge.features(drawn.float() / (LEVELS - 1))
+        distance = energy_distance(seen, real[half[1]]).item()
+        report["scales"][str(scale)] = {"accuracy": hits, "distance": distance}
+        pictures[f"scale {scale:g}"] = drawn[:10, 0].float()
+        print(f"scale {scale:g}: accuracy {hits:.3f}, distance {distance:.4f}", flush=True)
+    report |= likelihood(flow, test.images, test.labels, settings)
+    print(f"bits per dimension {report['bits']:.3f} +- {report['bits_error']:.3f}")
+    (settings.out / "report.json").write_text(json.dumps(report, indent=1))
+    plots.image_grid(settings.out / "samples.png", pictures)
+    monitor.finish()
+    return report
+
+
+def train_classifier(images: Tensor, labels: Tensor, settings: Settings) -> Classifier:
+    torch.manual_seed(settings.seed)
+    judge = Classifier()
+    entropy = nn.CrossEntropyLoss(reduction="none")
+    Trainer(
+        judge,
+        lambda model, x, y, *, generator: entropy(model(x), y),
+        steps=settings.classifier_steps,
+        batch=128,
+        lr=2e-3,
+        schedule=CosineDecay(warmup=50),
+        seed=settings.seed,
+        progress=False,
+    ).fit((images, labels))
+    return judge.eval()
+
+
+def train_flow(
+    images: Tensor, labels: Tensor, settings: Settings, monitor: WandbMonitor
+) -> tuple[Flow, dict[str, Any]]:
+    torch.manual_seed(settings.seed)
+    flow = recipes.unet(
+        SHAPE,
+        CLASSES,
+        width=settings.width,
+        multipliers=(1, 2, 2),
+        blocks=1,
+        attention=(2,),
+        levels=LEVELS,
+        solver=RK4(settings.likelihood_steps),
+    )
+    path, coupling = LinearPath(), IndependentCoupling()
+    hide = ContextDropout(settings.hidden, null=CLASSES)
+
+    def loss(model: Any, x: Tensor, y: Tensor, *, generator: Generator) -> Tensor:
+        x1 = model.transport[1:].pull(State(x), generator=generator).x  # noise of a level, [-1, 1]
+        field = model.transport[0].field
+        return matching(field, path, coupling, x1, context=y, dropout=hide, generator=generator)
+
+    start = time.perf_counter()
+    result = Trainer(
+        flow,
+        loss,
+        steps=10_000_000,  # the clock ends it
+        time_limit=settings.seconds,
+        batch=settings.batch,
+        lr=settings.lr,
+        schedule=PolynomialDecay(warmup=100, final=0.05),
+        clip=1.0,
+        ema=0.998,
+        monitor=monitor.stage("unet"),
+        log_every=50,
+        seed=settings.seed,
+        progress=False,
+    ).fit((images, labels))
+    parameters = sum(p.numel() for p in flow.parameters())
+    seconds = time.perf_counter() - start
+    print(f"{parameters} parameters, {result.step} steps in {seconds:.0f} s", flush=True)
+    return flow, {"steps": result.step, "seconds": seconds, "parameters": parameters}
+
+
+@torch.no_grad()
+def sample(flow: Flow, labels: Tensor, scale: float, settings: Settings) -> Tensor:
+    """Draw grey levels of the wanted classes, the same noise at every scale."""
+    field = ClassifierFree(flow.transport[0].field, scale, null=CLASSES)  # type: ignore[index]
+    ode = ODE(field, Heun(settings.solver_steps), manifold=Euclidean(3))
+    noise = torch.randn(len(labels), *SHAPE, generator=Generator().manual_seed(settings.seed))
+    parts = zip(noise.split(100), labels.split(100), strict=True)
+    drawn = torch.cat([ode.push(State(x), y).x for x, y in parts])
+    return flow.transport[1:].push(State(drawn)).x  # type: ignore[index]
+
+
+@torch.no_grad()
+def likelihood(flow: Flow, x: Tensor, y: Tensor, settings: Settings) -> dict[str, float]:
+    """Return bits per dimension of the first test images."""
+    generator = Generator().manual_seed(settings.seed + 1)
+    parts = zip(x[: settings.tested].split(50), y[: settings.tested].split(50), strict=True)
+    log_p = torch.cat([flow.log_prob(a, b, generator=generator) for a, b in parts])
+    bits = bits_per_dim(log_p, SHAPE)
+    return {"bits": bits.mean().item(), "bits_error": (bits.std() / len(bits) ** 0.5).item()}
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Settings, description=__doc__))
