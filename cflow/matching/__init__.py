@@ -12,6 +12,7 @@ from cflow.matching.path import AffinePath, LinearPath, Path, PathPoint, Schedul
 from cflow.matching.plan import PlanCoupling
 from cflow.matching.pool import PairPool
 from cflow.matching.reflow import euler_times, reflow_pairs
+from cflow.matching.semidiscrete import SemiDiscreteCoupling, fit_semidiscrete
 from cflow.matching.snapshots import snapshot_matching, unit_times
 from cflow.matching.times import (
     CosineMapTimes,
@@ -54,6 +55,7 @@ __all__ = [
     "Regression",
     "SNRWeight",
     "SchedulePath",
+    "SemiDiscreteCoupling",
     "SigmaWeight",
     "SquaredEuclidean",
     "Stratified",
@@ -63,6 +65,7 @@ __all__ = [
     "bridge_error",
     "bridge_matching",
     "euler_times",
+    "fit_semidiscrete",
     "matching",
     "reflow_pairs",
     "regression",
