@@ -1,6 +1,7 @@
 """Flow matching: paths, couplings, the regression loss, and reflow."""
 
 from cflow.matching.bridge import BridgePath, BridgeProcess, bridge_error, bridge_matching
+from cflow.matching.chain import along, chain
 from cflow.matching.cost import GeodesicCost, SquaredEuclidean
 from cflow.matching.coupling import Coupling, IndependentCoupling, PairedCoupling, Pairs
 from cflow.matching.dropout import ContextDropout
@@ -62,8 +63,10 @@ __all__ = [
     "TimeLaw",
     "UnbalancedCoupling",
     "UniformTimes",
+    "along",
     "bridge_error",
     "bridge_matching",
+    "chain",
     "euler_times",
     "fit_semidiscrete",
     "matching",
