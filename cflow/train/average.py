@@ -13,6 +13,9 @@ __all__ = ["averaged"]
 def averaged(model: nn.Module, decay: float) -> AveragedModel:
     """Return a copy of a model whose weights will follow its own as their average.
 
+    Averages of low precision are kept in float32, where a step of a thousandth is not rounded away;
+    buffers are those of the last step.
+
     Args:
         model: What is trained.
         decay: Share of the average that a step keeps, in [0, 1); less in the first steps.
@@ -24,6 +27,9 @@ def averaged(model: nn.Module, decay: float) -> AveragedModel:
 
     def average(old: Tensor, new: Tensor, count: Tensor | int) -> Tensor:
         n = float(count)
-        return torch.lerp(new, old, min(decay, (1 + n) / (10 + n)))
+        return torch.lerp(new.to(old.dtype), old, min(decay, (1 + n) / (10 + n)))
 
-    return AveragedModel(model, avg_fn=average)
+    copy = AveragedModel(model, avg_fn=average)
+    for weight in copy.parameters():
+        weight.data = weight.data.to(torch.promote_types(weight.dtype, torch.float32))
+    return copy
