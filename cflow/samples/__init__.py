@@ -1,9 +1,17 @@
 """Draw samples: samplers along a path, guidance on the way, denoising afterwards."""
 
+from cflow.samples.batches import draw, log_probs
 from cflow.samples.corrector import PredictorCorrector
 from cflow.samples.curved import CurvedEuler, CurvedHeun
 from cflow.samples.denoise import denoise, guided
-from cflow.samples.draw import draw, log_probs
+from cflow.samples.inpaint import inpaint
+from cflow.samples.inverse import (
+    EndCovariance,
+    IsotropicCovariance,
+    PosteriorField,
+    TweedieCovariance,
+    sample_posterior,
+)
 from cflow.samples.noise import (
     ConstantNoise,
     FunctionNoise,
@@ -20,23 +28,29 @@ __all__ = [
     "ConstantNoise",
     "CurvedEuler",
     "CurvedHeun",
+    "EndCovariance",
     "FunctionNoise",
+    "IsotropicCovariance",
     "Moment",
     "NoiseLevel",
     "NoiseRefresh",
     "Overshooting",
     "PathSampler",
     "Plan",
+    "PosteriorField",
     "PredictorCorrector",
     "ProportionalNoise",
     "SampledTransport",
     "ScheduleNoise",
     "SteppingSampler",
     "StochasticSampler",
+    "TweedieCovariance",
     "Walk",
     "denoise",
     "draw",
     "guided",
+    "inpaint",
     "log_probs",
+    "sample_posterior",
     "with_sampler",
 ]
