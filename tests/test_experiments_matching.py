@@ -69,3 +69,53 @@ def test_departures_give_their_curves_back() -> None:
     assert torch.allclose(variance, torch.ones(10), atol=1e-3)
     context = departures.context(seen[:, 2, 0], torch.arange(4))
     assert torch.equal(context[:, 2:], torch.eye(4))
+
+
+def test_single_cell(tmp_path: Path, capsys) -> None:
+    from cflow.data import find, single_cell
+    from experiments.single_cell import Settings, main
+
+    if find(single_cell._file("gaussian_10d")) is None:
+        pytest.skip("the cells are not on disk; name a folder that holds them in CFLOW_DATA")
+    settings = Settings(out=tmp_path, smoke=True, seeds=(0,))
+    report = main(settings)
+    trained = {"independent", "ot", "spline", "sf2m", "sf2m sde", "torchcfm ot"}
+    without = {"previous", "interpolation", "halves"}
+    found = {(e["set"], e["left"], e["time"], e["method"]) for e in report["table"]}
+    name = "simulation_gene_data"
+    assert found == {
+        *((name, k, k, method) for k in (1, 2, 3) for method in trained | without),
+        *((name, None, k, m) for k in (1, 2, 3, 4) for m in trained | {"previous", "halves"}),
+        *(("gaussian_10d", None, 1, method) for method in trained | {"previous", "halves"}),
+    }
+    assert all(0 < entry["w1"] < 10 for entry in report["table"])
+    known = {(e["left"], e["method"]): e["w1"] for e in report["table"] if e["set"] == name}
+    assert known[2, "halves"] < known[2, "interpolation"] < known[2, "previous"]
+    saved = json.loads((tmp_path / "report.json").read_text())
+    assert saved["table"] == json.loads(json.dumps(report["table"]))
+    assert (tmp_path / "table.md").read_text().count("| interpolation |") == 1
+    assert (tmp_path / "cells.png").stat().st_size > 10_000
+    assert list((tmp_path / "wandb").glob("offline-run-*"))
+    assert "2 left out, sf2m sde seed 0: W1 2:" in capsys.readouterr().out
+
+
+def test_splines_through_chains() -> None:
+    """Against SciPy's natural spline; the velocity is the derivative of the point."""
+    from scipy.interpolate import CubicSpline
+
+    from experiments.single_cell_methods import bending, spline
+
+    torch.set_default_dtype(torch.float64)
+    knots = torch.tensor([0.0, 0.2, 0.7, 1.0])
+    values = torch.randn(4, 5, 3)
+    r = torch.rand(3, 5)
+    t, x, v = spline(knots, values, bending(knots), r)
+    theirs = CubicSpline(knots.numpy(), values.numpy(), bc_type="natural")
+    for k in range(3):
+        for b in range(5):
+            at = t[k, b].item()
+            assert knots[k] <= at <= knots[k + 1]
+            assert torch.allclose(x[k, b], torch.from_numpy(theirs(at)[b]))
+            assert torch.allclose(v[k, b], torch.from_numpy(theirs(at, 1)[b]))
+    line = spline(knots[[0, 3]], values[:2], bending(knots[[0, 3]]), r[:1])
+    assert torch.allclose(line[2], (values[1] - values[0])[None])  # two snapshots: straight
