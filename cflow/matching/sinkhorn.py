@@ -13,7 +13,8 @@ Source: Cuturi (2013), Sinkhorn distances, arXiv 1306.0895; Chizat et al. (2018)
 for unbalanced optimal transport problems, arXiv 1607.05816, for lambda; Schmitzer (2019),
 Stabilized sparse scaling algorithms for entropy regularized transport problems, arXiv 1610.06519,
 for absorbing the scalings and for the falling reg; Lehmann et al. (2022), A note on overrelaxation
-in the Sinkhorn algorithm, arXiv 2012.12562.
+in the Sinkhorn algorithm, arXiv 2012.12562; Sejourne et al. (2022), Faster unbalanced optimal
+transport, arXiv 2201.00730, for the constant that potentials trade.
 """
 
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ __all__ = ["Sinkhorn", "SinkhornPlan"]
 
 CHECK = 10  # iterations between two looks at the error
 ABSORB = 1000  # iterations by matrix products before the scalings go into the potentials
+TRADE = 50  # the same with soft marginals, where potentials trade a constant in between
 RANGE = 1e100  # beyond which a scaling is absorbed at once
 WAIT = 50  # iterations after which the observed rate of convergence sets the relaxation
 FALL = 4.0  # factor by which reg falls from stage to stage
@@ -84,9 +86,10 @@ class Sinkhorn:
             tolerance = self.tolerance if last else max(self.tolerance, 1e-2)
             result, f, g = self._stage(cost, a, b, f, g, max(reg, self.reg), tolerance, used)
             used = result.iterations
-            if last or used >= self.max_iterations:
+            if last:
                 return result
-            reg = max(reg / FALL, self.reg)
+            # out of iterations on the way down: look once at the wanted reg, for its own error
+            reg = self.reg if used >= self.max_iterations else max(reg / FALL, self.reg)
 
     def _stage(
         self,
@@ -106,6 +109,11 @@ class Sinkhorn:
             before = f
             f = -lam * reg * torch.logsumexp(log_b + (g - cost) / reg, 1)
             g = -lam * reg * torch.logsumexp((log_a + f / reg)[:, None] - cost / reg, 0)
+            if lam < 1.0:  # move on the constant that both can trade, which updates alone do slowly
+                half = self.penalty / 2
+                trade = half * torch.logsumexp(log_a - f / self.penalty, 0)
+                trade = trade - half * torch.logsumexp(log_b - g / self.penalty, 0)
+                f, g = f + trade, g - trade
             plan = torch.exp((log_a + f / reg)[:, None] + (log_b + g / reg) - cost / reg)
             used += 1
             soft = torch.exp((lam - 1) * f / reg), torch.exp((lam - 1) * g / reg)
@@ -132,7 +140,8 @@ class Sinkhorn:
         u, v = torch.ones_like(a), torch.ones_like(b)
         good, error, k = (u, v), float("inf"), 0
         omega, worst = 1.0, float("inf")
-        for k in range(ABSORB + 1):
+        most = ABSORB if lam == 1.0 else TRADE
+        for k in range(most + 1):
             look = k % CHECK == 0
             following = (b / (plan.T @ u)).pow(lam) * soft[1]
             v = following if look or omega == 1.0 else v * (following / v).pow(omega)
@@ -145,7 +154,7 @@ class Sinkhorn:
                     return *good, error, k
                 last, error = error, moved.item()
                 good = u, v
-                if error <= tolerance or k == ABSORB or used + k >= self.max_iterations:
+                if error <= tolerance or k == most or used + k >= self.max_iterations:
                     break
                 if omega > 1.0 and error > worst:
                     omega = 1.0  # the relaxation does not help here
