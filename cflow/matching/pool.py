@@ -9,6 +9,7 @@ Source: Pooladian et al. (2023), Multisample flow matching, arXiv 2304.14772, se
 et al. (2024), arXiv 2302.00482, section 3.2, for minibatch couplings.
 """
 
+from collections import abc
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -99,8 +100,8 @@ class PairPool:
         """Return the number of targets."""
         return len(self._tensors[0])
 
-    def batches(self, batch: int, *, seed: int, start: int = 0) -> Iterator[Batch]:
-        """Give batches without end, from batch number `start` on; close the iterator when done.
+    def batches(self, batch: int, *, seed: int, start: int = 0) -> abc.Generator[Batch, None, None]:
+        """Give batches without end, from batch number `start` on; `close` ends the threads.
 
         Args:
             batch: Pairs in a batch.
