@@ -46,20 +46,25 @@ def test_every_pixel_reaches_every_output(attention: tuple[int, ...]) -> None:
     assert bool((condition != 0).all())
 
 
-def test_far_pixels_pass_through_the_middle() -> None:
-    """Forty pixels lie beyond the reach of convolutions; without its attention some stay unseen."""
-    net, c = away(UNet(1, 1, attention=(), **{**SMALL, "multipliers": (1,)})), torch.randn(6)
+@pytest.mark.parametrize("multipliers", [(1,), (1, 2), (1, 1, 1)], ids=str)
+def test_far_pixels_pass_through_the_middle(multipliers: tuple[int, ...]) -> None:
+    """Eighty pixels lie beyond the reach of convolutions, so what sees them is the middle.
+
+    It stands at the coarsest resolution: the way there and back is held as well.
+    """
+    net = away(UNet(1, 1, attention=(), **{**SMALL, "multipliers": multipliers}))
+    c = torch.randn(6)
     for part in net.modules():
         if isinstance(part, GroupNorm):  # which couples all pixels as well
             part.forward = lambda h: h
 
     def reached() -> int:
-        jacobian = torch.autograd.functional.jacobian(lambda x: net(x, c), torch.randn(1, 1, 40))
+        jacobian = torch.autograd.functional.jacobian(lambda x: net(x, c), torch.randn(1, 1, 80))
         return int((jacobian[0, 0, 0] != 0).sum())
 
-    assert reached() == 40
+    assert reached() == 80
     nn.init.zeros_(net.get_parameter("middle.0.attention.look.merge.weight"))
-    assert 8 < reached() < 40
+    assert 8 < reached() < 80
 
 
 def test_the_size_is_that_of_ddpm_on_cifar10() -> None:
