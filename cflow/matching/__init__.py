@@ -15,6 +15,7 @@ from cflow.matching.pool import PairPool
 from cflow.matching.reflow import euler_times, reflow_pairs
 from cflow.matching.semidiscrete import SemiDiscreteCoupling, fit_semidiscrete
 from cflow.matching.snapshots import snapshot_matching, unit_times
+from cflow.matching.spline import SplinePath, spline_matching
 from cflow.matching.times import (
     CosineMapTimes,
     LogitNormalTimes,
@@ -58,6 +59,7 @@ __all__ = [
     "SchedulePath",
     "SemiDiscreteCoupling",
     "SigmaWeight",
+    "SplinePath",
     "SquaredEuclidean",
     "Stratified",
     "TimeLaw",
@@ -73,6 +75,7 @@ __all__ = [
     "reflow_pairs",
     "regression",
     "snapshot_matching",
+    "spline_matching",
     "squared_error",
     "unit_times",
 ]
