@@ -22,6 +22,7 @@ __all__ = ["Cost", "GeodesicCost", "Metric", "SquaredEuclidean", "cost_matrix"]
 Cost: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """Sources `(n, *event)` and targets `(m, *event)` to finite costs `(n, m)`."""
 
+EXACT = (torch.float32, torch.float64)
 FEW = 32  # entries of an event up to which differences beat a matrix product, and lose no digits
 
 
@@ -44,12 +45,14 @@ class SquaredEuclidean:
     """
 
     def __call__(self, x0: Tensor, x1: Tensor) -> Tensor:
-        if _few(x0) and _few(x1):
+        if x0.device.type == "cpu" and x0.numel() <= FEW * len(x0) and x0.dtype in EXACT:
             from scipy.spatial.distance import cdist
 
             # NumPy's side is one thread: waking torch's pool can take longer than a small solve.
-            a, b = (x.detach().numpy().reshape(len(x), -1) for x in (x0, x1))
-            return torch.from_numpy(cdist(a, b, "sqeuclidean"))
+            a, b = _free(x0).numpy(), _free(x1).numpy()
+            return torch.from_numpy(
+                cdist(a.reshape(len(a), -1), b.reshape(len(b), -1), "sqeuclidean")
+            )
         a, b = _double(x0).reshape(len(x0), -1), _double(x1).reshape(len(x1), -1)
         centre = b.mean(0)  # the squares of far points would swallow their differences
         a, b = a - centre, b - centre
@@ -105,8 +108,7 @@ def cost_matrix(where: str, cost: Cost, x0: Tensor, x1: Tensor) -> Tensor:
         >>> cost_matrix("page", SquaredEuclidean(), torch.zeros(1, 1), torch.ones(1, 1))
         tensor([[1.]], dtype=torch.float64)
     """
-    with torch.no_grad():
-        c = cost(x0, x1)
+    c = cost(_free(x0), _free(x1))
     if c.shape != (len(x0), len(x1)):
         raise ShapeError(
             f"{where}: the cost must return one number for each source and target, shape "
@@ -124,10 +126,9 @@ def cost_matrix(where: str, cost: Cost, x0: Tensor, x1: Tensor) -> Tensor:
     return c
 
 
-def _few(x: Tensor) -> bool:
-    small = x.numel() <= FEW * len(x)
-    return small and x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
+def _free(x: Tensor) -> Tensor:
+    return x.detach() if x.requires_grad else x
 
 
 def _double(x: Tensor) -> Tensor:
-    return x.detach().to(precise(x.device))
+    return _free(x).to(precise(x.device))
