@@ -1,13 +1,13 @@
 """Transport between two-dimensional laws: the table of conditional flow matching, with its peer.
 
-    python -m experiments.pairs            # about forty minutes on two cores
+    python -m experiments.pairs            # about half an hour on two cores
     python -m experiments.pairs --smoke    # the same road in seconds
 
 Four pairs of laws and five seeds, as in table 2 of Tong et al. (2024, arXiv 2302.00482): standard
 normal to eight Gaussians, to moons and to the S-curve, and moons to eight Gaussians. Every method
 trains the same network (3 x 64, SELU) from the same start for the same number of AdamW steps; rows
 named torchcfm take pairs and targets from that package. "sf2m" is the flow of a Schroedinger
-bridge; "best" is what cflow would do by itself: OT pairs from a pool of 1024, a path without blur,
+bridge; "best" is what cflow would do by itself: OT pairs from a pool of 512, a path without blur,
 a falling learning rate and averaged weights. Mean and standard deviation over seeds of
 
     W2    the exact 2-Wasserstein distance between new target points and as many new sources pushed
@@ -72,13 +72,13 @@ class Settings:
         "independent", "ot", "sf2m", "best", "torchcfm independent", "torchcfm ot",
     )  # fmt: skip
     seeds: tuple[int, ...] = (42, 43, 44, 45, 46)
-    steps: int = 4000  # optimiser steps
+    steps: int = 3000  # optimiser steps
     batch: int = 256
     lr: float = 1e-3
     decay: float = 1e-5  # AdamW's weight decay
     sigma: float = 0.1  # blur of the path, in units of the points; that of torchcfm's runner
     bridge: float = 1.0  # diffusion of the method "sf2m", in units of the points
-    pool: int = 1024  # points in one plan of the method "best"
+    pool: int = 512  # points in one plan of the method "best"
     targets: int = 100_000  # target points of the method "best"
     tested: int = 2048  # points on either side of W2
     optimal: int = 4096  # points on either side of W2(q0, q1), the energy of optimal paths
