@@ -2,10 +2,16 @@
 
 import pytest
 import torch
-from sampler_cases import SCHEDULES, every_schedule, moment, normal_field
+from sampler_cases import MEAN, SCHEDULES, every_schedule, moment, normal_field
 from torch import Tensor
 
-from cflow.field import CosineSchedule, GaussianMixture, LinearSchedule, MixtureField
+from cflow.field import (
+    CosineSchedule,
+    GaussianMixture,
+    LinearSchedule,
+    MixtureField,
+    PolynomialSchedule,
+)
 from cflow.ode import CosineGrid, Dopri5, Euler, Grid, UniformGrid
 from cflow.samples import CurvedEuler, CurvedHeun
 
@@ -59,6 +65,13 @@ def test_both_converge_to_the_solution_of_the_ode(path: str) -> None:
     assert 0.35 < euler[1] / euler[0] < 0.65
     assert heun[1] / heun[0] < 0.35
     assert heun[1] < 0.02
+
+
+def test_where_the_path_stands_still_the_field_is_asked_further_in() -> None:
+    """At t = 0 of t^2 the velocity is 0 and tells nothing; a margin on, it tells E[x1]."""
+    x0, schedule = torch.randn(5, 1), PolynomialSchedule(2.0)
+    x = CurvedEuler(1, schedule).sample(normal_field(schedule), x0, end=0.5)
+    assert torch.allclose(x, 0.25 * MEAN + 0.75 * x0, rtol=0, atol=1e-3)
 
 
 def test_two_halves_make_a_whole() -> None:
