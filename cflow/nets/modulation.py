@@ -72,8 +72,9 @@ def plain() -> bool:
         >>> plain(), torch.func.vmap(lambda x: x + plain())(torch.zeros(1))
         (True, tensor([0.]))
     """
-    level = torch._C._functorch.maybe_current_level()  # type: ignore[attr-defined]
-    return level is None and not torch.compiler.is_compiling()
+    if torch.compiler.is_compiling():  # asked first: dynamo cannot ask the second
+        return False
+    return torch._C._functorch.maybe_current_level() is None  # type: ignore[attr-defined]
 
 
 def modulated(h: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
