@@ -8,39 +8,60 @@ Source: Zhai et al. (2024), Normalizing flows are capable generative models, arX
 Efron (2011), Tweedie's formula and selection bias, JASA 106.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from cflow.errors import DomainError, expect_floating, expect_positive
+from cflow.field import Analytic, AnalyticField, Exact, Field
 from cflow.flow import Flow
-from cflow.transport import Guidance, GuidedTransport
+from cflow.transport import ODE, Guidance, GuidedTransport, Transport
+from cflow.transport.exchange import exchanged
 from cflow.typing import Points
 
 __all__ = ["denoise", "guided"]
 
 
-def guided(flow: Flow, guidance: Guidance) -> Flow:
-    """Return a flow that shares all modules and samples with guidance.
+def guided(flow: Flow, guidance: Guidance | Callable[[Field], Field]) -> Flow:
+    """Return a flow that shares all modules and samples with guidance; this one stays as it is.
 
-    It draws from no density of the model, so its `log_prob`, `pull` and `sample_and_log_prob`
-    refuse in words; the flow itself stays as it is.
+    The fields of ODEs are exchanged for guided ones, and everything else stays: solver, divergence,
+    likelihood. `log_prob` is that of the guided law, another one than the trained flow's. Layers of
+    transformers are guided in sampling alone; no density of the model belongs to it, so there
+    `log_prob`, `pull` and `sample_and_log_prob` refuse in words.
 
     Args:
-        flow: A flow with transformer layers, such as `recipes.tarflow` builds.
-        guidance: How the samples are guided.
+        flow: A flow with ODEs, or with transformer layers such as `recipes.tarflow` builds.
+        guidance: What becomes of the field of each ODE, `ClassifierFree` for instance, or how
+            transformer layers are guided.
 
     Raises:
         DomainError: There is nothing to guide, or no weak version to guide away from.
 
     Example:
         >>> from cflow import recipes
+        >>> from cflow.base import Gaussian
+        >>> from cflow.field import ClassifierFree, MLPField
+        >>> flow = Flow(Gaussian(2), ODE(MLPField(2, 3)), context_shape=(3,))
+        >>> stronger = guided(flow, lambda field: ClassifierFree(field, 2.0, null=0.0))
+        >>> stronger.sample(5, torch.ones(3)).shape
+        torch.Size([5, 2])
         >>> flow = recipes.tarflow((4, 4), 10, patch=2, width=16, blocks=2, layers=1)
         >>> labels = torch.tensor([3, 1, 4])
         >>> guided(flow, Guidance(weight=2.0)).sample(5, labels).shape
         torch.Size([5, 3, 4, 4])
     """
-    transport = GuidedTransport(flow.transport, guidance)
-    transport.training = flow.transport.training  # not train(), which would reach shared modules
+    if isinstance(guidance, Guidance):
+        transport: Transport = GuidedTransport(flow.transport, guidance)
+        transport.training = flow.transport.training  # not train(), which reaches shared modules
+    else:
+        transport = exchanged(flow.transport, lambda part: _with_field(part, guidance))
+        if transport is flow.transport:
+            raise DomainError(
+                "guided: the flow has no ODE, whose field could be exchanged; transformer layers "
+                "take a Guidance(...)"
+            )
     again = Flow(flow.base, transport, context_shape=flow.context_shape)
     again.training = flow.training
     return again
@@ -84,3 +105,21 @@ def denoise(flow: Flow, x: Points, context: Tensor | None = None, *, sigma: floa
         points = x.detach().clone().requires_grad_()
         (score,) = torch.autograd.grad(flow.log_prob(points, context).sum(), points)
     return (points + sigma**2 * score).detach()
+
+
+def _with_field(part: Transport, change: Callable[[Field], Field]) -> Transport | None:
+    """Return an ODE along another field, or None for what is no ODE."""
+    if not isinstance(part, ODE):
+        return None
+    field, divergence = change(part.field), part.divergence
+    if isinstance(divergence, Analytic) and not isinstance(field, AnalyticField):
+        divergence = Exact()
+    return ODE(
+        field,
+        part.solver,
+        manifold=part.manifold,
+        divergence=divergence,
+        adjoint=part.adjoint,
+        cost=part.cost,
+        steer=part.steer,
+    )

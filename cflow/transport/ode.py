@@ -52,6 +52,8 @@ class ODE(Transport):
 
     Raises:
         DomainError: `steer` lies outside [0, 1).
+        ShapeError: When a `Flow` is built whose points have another number of axes than the
+            manifold's.
 
     References:
         Chen et al. (2018), arXiv 1806.07366; Grathwohl et al. (2019), arXiv 1810.01367; Ghosh et
@@ -111,6 +113,12 @@ class ODE(Transport):
         return self.divergence.likelihood
 
     def out_shape(self, shape: Shape) -> Shape:
+        if len(shape) != self.manifold.ndim:
+            raise ShapeError(
+                f"ODE: the points of this flow have shape {tuple(shape)}, but the manifold takes "
+                f"{self.manifold.ndim} axes for one point, the others for a batch; for points in "
+                f"flat space pass manifold=Euclidean({len(shape)})"
+            )
         return shape
 
     def velocity(self, t: Tensor, x: Tensor, context: Tensor | None = None) -> Tensor:

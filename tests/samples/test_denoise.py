@@ -4,11 +4,13 @@ import pytest
 import torch
 from torch import Generator, Tensor, nn
 
-from cflow import Flow, recipes
+from cflow import Flow, State, recipes
 from cflow.base import Base, Gaussian
 from cflow.errors import DomainError
+from cflow.field import Analytic, AutoGuided, Exact, FunctionField, GaussianMixture, MixtureField
+from cflow.ode import RK4, Checkpoint
 from cflow.samples import denoise, guided
-from cflow.transport import Chain, Guidance, LabelDropout
+from cflow.transport import ODE, Affine, Chain, Guidance, LabelDropout
 
 SIGMA = 0.4
 CENTRES = torch.tensor([[2.0, 0.0], [-1.0, 1.5], [-1.0, -1.5]], dtype=torch.float64)
@@ -150,6 +152,27 @@ def test_a_guided_bound_flow_samples_integers(fast: str) -> None:
     flow, labels = model(levels=17, fast=fast), torch.tensor([0, 1])
     x = guided(flow, Guidance(1.0)).sample(3, labels)
     assert bool((x == x.round()).all() & (x >= 0).all() & (x <= 16).all())
+
+
+def test_the_fields_of_odes_are_guided_wherever_they_stand() -> None:
+    law = GaussianMixture(torch.ones(1, 2), 0.5)
+    field = MixtureField(GaussianMixture(torch.zeros(1, 2)), law)
+    ode = ODE(field, RK4(20), adjoint=Checkpoint())
+    flow = Flow(Gaussian(2), Chain(ode, Affine(2.0))).eval()
+    faster = lambda old: AutoGuided(old, lambda t, x, c: torch.zeros_like(x), scale=1.5)
+    again = guided(flow, faster)
+    (new,) = (part for part in again.transport.modules() if isinstance(part, ODE))
+    assert (new.solver, new.adjoint, new.training) == (RK4(20), Checkpoint(), False)
+    assert isinstance(new.divergence, Exact)  # a guided field knows no closed form
+    assert isinstance(ode.divergence, Analytic)
+    assert ode.field is field
+    x0 = torch.randn(5, 2)
+    expected = ODE(FunctionField(lambda t, x, c: 1.5 * field(t, x)), RK4(20)).push(State(x0)).x
+    assert torch.allclose(again.push(x0), 2 * expected)
+    again = guided(flow, lambda old: field)  # the exchange may be any
+    assert torch.equal(again.push(x0), flow.push(x0))
+    with pytest.raises(DomainError, match="the flow has no ODE"):
+        guided(Flow(Gaussian(2), Chain()), faster)
 
 
 def test_flows_without_transformers_are_refused() -> None:
