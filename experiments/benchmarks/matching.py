@@ -72,7 +72,7 @@ def coupling(settings: Settings) -> list[Row]:
 def ahead(settings: Settings) -> list[Row]:
     """Time steps on a pool solved by one thread, the bare step, and the solve."""
     rows = []
-    sizes = [((64,) * 3, 256, 256), ((64,) * 3, 256, 1024), ((256,) * 3, 512, 1024)]
+    sizes = [((64,) * 3, 256, 256), ((64,) * 3, 256, 1024), ((512,) * 3, 256, 256)]
     for hidden, batch, pool in settings.size(sizes, [((8,), 8, 16)]):
         rows.append(_ahead(settings, hidden, batch, pool))
     return rows
@@ -81,7 +81,7 @@ def ahead(settings: Settings) -> list[Row]:
 def _ahead(settings: Settings, hidden: tuple[int, ...], batch: int, pool: int) -> Row:
     workers, data = 1, eight_gaussians(settings.size(20_000, 64))
     per_pool = pool // batch
-    steps = per_pool * settings.size(max(4, 64 // per_pool), 2)
+    steps = per_pool * settings.size(max(4, 32 // per_pool), 2)
     pairs = PairPool(data, OTCoupling(), pool=pool)
     step = _step(settings, hidden, PairedCoupling())
     solves = pairs.batches(pool, seed=settings.seed)
@@ -110,7 +110,7 @@ def _ahead(settings: Settings, hidden: tuple[int, ...], batch: int, pool: int) -
             return (time.perf_counter() - start) / steps
 
     seconds: Seconds = {name: [] for name in ("ahead", "bare", "solve", "inline")}
-    for k in range(settings.rounds() + 1):
+    for k in range(settings.rounds(0.6) + 1):
         found = {
             "bare": _clocked(bare),
             "solve": _clocked(solve),
