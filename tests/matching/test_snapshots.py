@@ -13,6 +13,7 @@ from cflow.matching import (
     AffinePath,
     BridgePath,
     ContextDropout,
+    Coupling,
     IndependentCoupling,
     LinearPath,
     OTCoupling,
@@ -124,7 +125,7 @@ def test_contexts_follow_their_targets_and_both_sides_reach_the_coupling() -> No
     contexts = [cloud[:, 1:] for cloud in clouds]  # the height: the same before and after
     asked = {}
 
-    class Spy(IndependentCoupling):
+    class Spy(Coupling):
         def __call__(self, x0, x1, context=None, *, source_context=None, **options):
             asked["both"] = torch.equal(x0[:, 1:], source_context), torch.equal(x1[:, 1:], context)
             return PairedCoupling()(x0, x1, context, source_context=source_context)

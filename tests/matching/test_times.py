@@ -128,6 +128,9 @@ def test_strata_are_hit_once_in_random_order() -> None:
     g = torch.Generator().manual_seed(3)
     t = Stratified(UniformTimes()).sample(1000, like=torch.zeros(1), generator=g)
     assert torch.equal((t.sort()[0] * 1000).floor(), torch.arange(1000.0))
+    within = (t * 1000).frac()
+    assert abs(within.mean() - 0.5) < 6 * 0.289 / 1000**0.5
+    assert abs(within.std() - 0.289) < 0.04
     order = torch.corrcoef(torch.stack([t, torch.arange(1000.0)]))[0, 1]
     assert abs(order) < 6 / 1000**0.5
     again = Stratified(UniformTimes()).sample(1000, like=torch.zeros(1), generator=g)
