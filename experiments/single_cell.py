@@ -67,7 +67,7 @@ class Settings:
     seeds: tuple[int, ...] = (0, 1, 2)
     hidden: tuple[int, ...] = (64, 64, 64)
     steps: int = 1000  # optimiser steps
-    batch: int = 128  # cells of each snapshot in a step
+    batch: int = 96  # cells of each snapshot in a step
     lr: float = 2e-3
     sigma: float = 0.1  # blur of the paths, in units of the pooled deviation
     diffusion: float = 0.3  # of the bridges, in these units over all of time
