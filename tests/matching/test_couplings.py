@@ -27,11 +27,12 @@ ONE_TO_ONE = [
     IndependentCoupling(),
     PairedCoupling(),
     OTCoupling(),
+    OTCoupling(solver="simplex"),
     OTCoupling(solver="assignment"),
     PartialCoupling(mass=1.0),
 ]
 PLANS = [
-    OTCoupling(),
+    OTCoupling(solver="simplex"),
     OTCoupling(solver="assignment"),
     EntropicCoupling(reg=0.5),
     UnbalancedCoupling(reg=0.5, penalty=5.0),
@@ -133,10 +134,10 @@ def test_points_and_costs_that_are_not_finite_are_refused(coupling) -> None:
         coupling(bad, torch.randn(4, 2))
     with pytest.raises(DomainError, match="x1 must be finite, got inf"):
         coupling(torch.randn(4, 2), bad.nan_to_num(torch.inf))
-    options = {"cost": lambda a, b: torch.full((len(a), len(b)), torch.inf)}
+    endless = lambda a, b: torch.full((len(a), len(b)), torch.inf)
     if isinstance(coupling, OTCoupling):
         with pytest.raises(DomainError, match="cost of 16 of 16 pairs is not finite; to forbid"):
-            OTCoupling(**options)(torch.randn(4, 2), torch.randn(4, 2))
+            OTCoupling(cost=endless)(torch.randn(4, 2), torch.randn(4, 2))
         with pytest.raises(ShapeError, match=r"shape \(4, 4\), got \(4, 2\)"):
             OTCoupling(cost=lambda a, b: a - b)(torch.randn(4, 2), torch.randn(4, 2))
 
@@ -186,6 +187,7 @@ def test_pairs_are_drawn_from_the_plan(replace: bool) -> None:
             assert weight is None
         else:
             assert j.tolist() == [0, 2]
+            assert weight is not None
             assert torch.allclose(weight, torch.tensor([0.75, 1.25]))
     expected = 1500 * plan / plan.sum() if replace else (500 * plan / plan.sum(0)).nan_to_num()
     assert bool((count[expected == 0] == 0).all())
@@ -213,7 +215,7 @@ def test_plans_keep_the_marginals_that_they_promise(coupling) -> None:
         assert (plan.sum(1) - a).abs().sum() <= 1e-5
 
 
-@pytest.mark.parametrize("solver", ["simplex", "assignment"])
+@pytest.mark.parametrize("solver", ["auto", "simplex", "assignment"])
 @pytest.mark.parametrize("n", [1, 2, 50, 200])
 def test_ot_finds_the_cheapest_assignment(n: int, solver) -> None:
     x0, x1 = torch.randn(n, 3), 2 + torch.randn(n, 3)
@@ -228,7 +230,9 @@ def test_ot_finds_the_cheapest_assignment(n: int, solver) -> None:
 def test_ot_does_not_depend_on_the_unit_of_length(scale: float) -> None:
     """The simplex compares with an absolute tolerance: unscaled it shuffles close points."""
     x0, x1 = torch.randn(128, 2), torch.randn(128, 2)
-    assert torch.equal(OTCoupling()(x0, x1).i, OTCoupling()(scale * x0, scale * x1).i)
+    for solver in ("simplex", "assignment"):
+        coupling = OTCoupling(solver=solver)
+        assert torch.equal(coupling(x0, x1).i, coupling(scale * x0, scale * x1).i)
 
 
 def test_ot_with_other_sizes_and_masses_solves_the_linear_program() -> None:

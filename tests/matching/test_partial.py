@@ -54,6 +54,7 @@ def test_a_target_served_in_part_weighs_less() -> None:
     x0, x1 = torch.tensor([[0.0], [1.0]]), torch.tensor([[0.0], [1.5]])
     pairs = PartialCoupling(0.75)(x0, x1)
     assert pairs.j.tolist() == [0, 1]
+    assert pairs.weight is not None
     assert torch.allclose(pairs.weight, torch.tensor([4 / 3, 2 / 3]))
 
 
