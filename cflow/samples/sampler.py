@@ -5,8 +5,8 @@ here steps from x by mixing them anew:
 
     x = alpha x1 + sigma x0,    v = alpha' x1 + sigma' x0,    x_next = alpha_next x1 + sigma_next x0
 
-with x0 = E[x0 | x_t = x] and x1 = E[x1 | x_t = x]. No coefficient is divided by, so both ends of
-time are as good as any other. What differs between samplers is how much of the expected x0 is
+with x0 = E[x0 | x_t = x] and x1 = E[x1 | x_t = x]. Nothing is divided by a coefficient that
+vanishes, as the score is, so both ends of time are as good as any other. What differs between samplers is how much of the expected x0 is
 replaced by fresh noise on the way. The solvers of `cflow.ode` follow the same field; they see a
 velocity alone, neither its path nor noise.
 """
@@ -21,7 +21,15 @@ from torch import Generator, Tensor
 from tqdm import tqdm
 
 from cflow.errors import DomainError, ShapeError, SolverError, expect_floating
-from cflow.field import Ends, LinearSchedule, PathSchedule, PredictVelocity
+from cflow.field import (
+    Ends,
+    LinearSchedule,
+    MixtureField,
+    PathSchedule,
+    PredictionField,
+    PredictVelocity,
+    RetimedField,
+)
 from cflow.field.schedule import moving
 from cflow.ode import Grid, UniformGrid, march
 from cflow.samples.options import expect_count
@@ -158,8 +166,8 @@ class PathSampler(ABC):
             Points at the end, `(n, *event)`.
 
         Raises:
-            DomainError: A time lies outside [0, 1], the grid does not fit, or the points are
-                integers.
+            DomainError: A time lies outside [0, 1], the grid does not fit, the points are
+                integers, or the field is one that knows its schedule and it is another.
             ShapeError: Points without a batch axis, a context of another length, or a field that
                 returns another shape.
             SolverError: The points are no longer finite.
@@ -184,6 +192,7 @@ class PathSampler(ABC):
         if start == end or not len(x0):
             return x0
         schedule, times = self.plan(start, end)
+        _expect_schedule(where, field, schedule)
         walk = Walk(field, schedule, context, generator)
         silent = None if progress else True  # None: silent where there is no terminal
         with tqdm(total=len(times) - 1, desc="steps", disable=silent, leave=False) as bar:
@@ -258,6 +267,20 @@ def carried(
         return ahead
     x1 = 0.5 * (ends.x1 + walk.ends(then, ahead).x1)
     return mixed(Ends((x - now.alpha * x1) / now.sigma, x1), then, kept, fresh, noise)
+
+
+def _expect_schedule(where: str, field: Velocity, schedule: PathSchedule) -> None:
+    """Raise `DomainError` for a field that says its schedule where that is not the sampler's."""
+    own = None
+    if isinstance(field, PredictionField | MixtureField):
+        own = field.schedule
+    if isinstance(field, RetimedField):
+        own = field.new
+    if own is not None and own != schedule:
+        raise DomainError(
+            f"{where}: the field belongs to {own!r} and the sampler follows {schedule!r}; give the "
+            "sampler schedule=..., or wrap the field in RetimedField(field, old, new)"
+        )
 
 
 def _moments(schedule: PathSchedule, times: list[float]) -> list[Moment]:

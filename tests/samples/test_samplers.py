@@ -14,7 +14,15 @@ from sampler_cases import (
 from torch import Generator, Tensor
 
 from cflow.errors import DomainError, ShapeError, SolverError
-from cflow.field import CosineSchedule, GaussianMixture, LinearSchedule, MixtureField
+from cflow.field import (
+    CosineSchedule,
+    GaussianMixture,
+    LinearSchedule,
+    MixtureField,
+    PredictionField,
+    PredictX1,
+    RetimedField,
+)
 from cflow.ode import CosineGrid, TimeGrid
 from cflow.samples import SDE, CurvedEuler, CurvedHeun, NoiseRefresh, PredictorCorrector
 
@@ -190,6 +198,20 @@ def test_bad_calls_are_refused(name: str) -> None:
     for steps in (0, -1, True):
         with pytest.raises(DomainError, match="steps must be a whole number of at least 1"):
             SAMPLERS[name](LinearSchedule(), steps=steps)
+
+
+def test_a_field_that_knows_its_schedule_is_not_run_on_another() -> None:
+    linear, cosine = LinearSchedule(), CosineSchedule()
+    law = GaussianMixture(torch.zeros(1, 2))
+    x0 = torch.randn(3, 2)
+    for field in (
+        MixtureField(law, law, cosine),
+        PredictionField(lambda t, x, context: x, cosine, PredictX1()),
+        RetimedField(MixtureField(law, law, linear), linear, cosine),
+    ):
+        assert CurvedEuler(2, cosine).sample(field, x0).shape == (3, 2)
+        with pytest.raises(DomainError, match=r"belongs to CosineSchedule\(\) and the sampler fol"):
+            CurvedEuler(2).sample(field, x0)
 
 
 @pytest.mark.unchecked
