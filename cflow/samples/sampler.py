@@ -6,9 +6,9 @@ here steps from x by mixing them anew:
     x = alpha x1 + sigma x0,    v = alpha' x1 + sigma' x0,    x_next = alpha_next x1 + sigma_next x0
 
 with x0 = E[x0 | x_t = x] and x1 = E[x1 | x_t = x]. Nothing is divided by a coefficient that
-vanishes, as the score is, so both ends of time are as good as any other. What differs between samplers is how much of the expected x0 is
-replaced by fresh noise on the way. The solvers of `cflow.ode` follow the same field; they see a
-velocity alone, neither its path nor noise.
+vanishes, as the score is, so both ends of time are as good as any other. What differs between
+samplers is how much of the expected x0 is replaced by fresh noise on the way. The solvers of
+`cflow.ode` follow the same field; they see a velocity alone, neither its path nor noise.
 """
 
 from abc import ABC, abstractmethod
