@@ -58,6 +58,9 @@ class EndCovariance(ABC):
 class TweedieCovariance(EndCovariance):
     """The true covariance V = (sigma^2 / alpha) J, by one vector-Jacobian product.
 
+    Early on J is small, and the errors of a badly trained field are not: single samples may then
+    end far outside of the data. The noise of `SDE` brings them back.
+
     Example:
         >>> c = LinearSchedule()(torch.tensor([[0.5]]))
         >>> TweedieCovariance().times(torch.ones(1, 2), c, lambda w: 0.5 * w)
