@@ -31,7 +31,7 @@ __all__ = ["along", "chain"]
 @torch.no_grad()
 def chain(
     coupling: Coupling,
-    snapshots: Sequence[Points],
+    snapshots: Sequence[Tensor],
     *,
     n: int | None = None,
     contexts: Sequence[Tensor] | None = None,
@@ -97,7 +97,7 @@ def chain(
     return torch.stack([r[p] for r, p in zip(rows, reversed(places), strict=True)], dim=1)
 
 
-def along(snapshots: Sequence[Points], index: Tensor) -> Points:
+def along(snapshots: Sequence[Tensor], index: Tensor) -> Points:
     """Gather the points along chains.
 
     Args:

@@ -60,6 +60,8 @@ def test_every_target_of_a_pool_is_used_once_and_every_example_once_an_epoch() -
     assert len(labels[40:80].unique()) == 40  # the third joins two epochs: 90 = 40 + 40 + 10
     counts = torch.bincount(labels, minlength=90)
     assert counts.tolist() == [4] * 90
+    pools = [b[2].sort()[0] for b in take(PairPool(data, OTCoupling(), pool=30), 6, 30)]
+    assert not all(map(torch.equal, pools[:3], pools[3:]))  # each epoch has an order of its own
     odd = torch.cat([b[2] for b in take(PairPool(data, OTCoupling(), pool=40), 51, 7)])
     assert torch.equal(odd, labels[:357])
 
