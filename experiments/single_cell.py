@@ -68,7 +68,7 @@ class Settings:
     hidden: tuple[int, ...] = (64, 64, 64)
     steps: int = 1000  # optimiser steps
     batch: int = 96  # cells of each snapshot in a step
-    lr: float = 2e-3
+    lr: float = 5e-3  # at 2e-3 the bridges of some sets are not learned in so few steps
     sigma: float = 0.1  # blur of the paths, in units of the pooled deviation
     diffusion: float = 0.3  # of the bridges, in these units over all of time
     solver_steps: int = 40  # of RK4, and of Euler-Maruyama for each snapshot
