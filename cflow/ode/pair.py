@@ -8,7 +8,6 @@ Source: McCallum and Foster (2024), arXiv 2410.11648, equations 2 and 3.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -28,13 +27,13 @@ class Pair(Method):
     tableau: Tableau
     coupling: float
 
-    @cached_property
+    @property
     def nodes(self) -> tuple[float, ...]:  # type: ignore[override]
         """Nodes of the increment ahead, and of the one back (which needs no error estimate)."""
         back = self.back.c
         return (0.0, *self.tableau.c, 1.0, *(1.0 - c for c in back))
 
-    @cached_property
+    @property
     def back(self) -> Tableau:
         """The tableau without a last stage that only the error estimate reads."""
         full = self.tableau

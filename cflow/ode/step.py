@@ -9,7 +9,6 @@ depend on the batch, so a field that works row by row gives each row the same bi
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -84,7 +83,7 @@ class RungeKutta(Method):
 
     tableau: Tableau
 
-    @cached_property
+    @property
     def nodes(self) -> tuple[float, ...]:  # type: ignore[override]
         """The tableau's nodes, and the end of the step for the slope there."""
         return (0.0, *self.tableau.c) if self.tableau.fsal else (0.0, *self.tableau.c, 1.0)

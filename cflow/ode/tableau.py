@@ -9,9 +9,9 @@ and II.6; Tsitouras (2011), Runge-Kutta pairs of order 5(4) satisfying only the 
 simplifying assumption; Bogacki and Shampine (1989), A 3(2) pair of Runge-Kutta formulas.
 """
 
+import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 __all__ = [
@@ -42,6 +42,11 @@ class Tableau:
         error: Weights b - bhat of the error estimate, or None without an embedded method.
         dense: Coefficients of b_i(s) = sum_d dense[i][d-1] s^d, or None where the cubic through
             both ends and their slopes is as good.
+        stages: Evaluations of a step that starts from nothing.
+        sums: The rows of `a`, zeros left out.
+        result: The weights `b`, zeros left out.
+        estimate: The weights of the error estimate, zeros left out.
+        fsal: Whether the last stage is the first of the next step (first same as last).
 
     Example:
         >>> RK4.stages, DOPRI5.fsal
@@ -55,30 +60,21 @@ class Tableau:
     error: tuple[float, ...] | None = None
     dense: tuple[tuple[float, ...], ...] | None = None
 
-    @cached_property
-    def stages(self) -> int:
-        """Evaluations of a step that starts from nothing."""
-        return len(self.b)
+    # What steps read, worked out once; a property that caches holds a lock, which no graph takes.
+    stages: int = field(init=False, repr=False, compare=False)
+    sums: tuple[Terms, ...] = field(init=False, repr=False, compare=False)
+    result: Terms = field(init=False, repr=False, compare=False)
+    estimate: Terms = field(init=False, repr=False, compare=False)
+    fsal: bool = field(init=False, repr=False, compare=False)
 
-    @cached_property
-    def sums(self) -> tuple[Terms, ...]:
-        """The rows of `a`, zeros left out."""
-        return tuple(terms(row) for row in self.a)
-
-    @cached_property
-    def result(self) -> Terms:
-        """The weights `b`, zeros left out."""
-        return terms(self.b)
-
-    @cached_property
-    def estimate(self) -> Terms:
-        """The weights of the error estimate, zeros left out."""
-        return terms(self.error or ())
-
-    @cached_property
-    def fsal(self) -> bool:
-        """Whether the last stage is the first of the next step (first same as last)."""
-        return bool(self.a) and self.b[-1] == 0.0 and self.a[-1] == self.b[:-1]
+    def __post_init__(self) -> None:
+        keep = functools.partial(object.__setattr__, self)
+        keep("stages", len(self.b))
+        keep("sums", tuple(terms(row) for row in self.a))
+        keep("result", terms(self.b))
+        keep("estimate", terms(self.error or ()))
+        last = bool(self.a) and self.b[-1] == 0.0
+        keep("fsal", last and self.a[-1] == self.b[:-1])
 
 
 def terms(weights: Sequence[float]) -> Terms:
