@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import cflow
-from cflow import base, recipes, transport, variational
+from cflow import base, field, manifold, matching, metrics, recipes, samples, transport, variational
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -30,8 +30,21 @@ def test_the_map_names_every_room() -> None:
 
 def test_the_names_for_those_of_other_libraries_exist() -> None:
     page = (README.parent / "docs" / "choosing.md").read_text().split("## Names", 1)[1]
-    rooms = (torch.distributions, cflow, cflow.Flow, base, recipes, transport, variational)
     ours = [row.split("|")[2] for row in page.splitlines() if row.count("|") == 3]
-    names = re.findall(r"`(?:\w+\.)*(\w+)(?:\([^`]*\))?`", " ".join(ours))
-    assert len(names) > 60
-    assert [name for name in names if not any(hasattr(room, name) for room in rooms)] == []
+    assert unknown(ours, at_least=60) == []
+
+
+def test_the_names_of_matching_exist() -> None:
+    page = (README.parent / "docs" / "matching.md").read_text()
+    choices, peers = page.split("## Names", 1)
+    ours = [row.split("|")[2] for row in (choices + peers).splitlines() if row.count("|") > 2]
+    assert unknown(ours, at_least=60) == []
+
+
+def unknown(cells: list[str], *, at_least: int) -> list[str]:
+    """Return the names in backticks that no room of cflow has."""
+    rooms = (torch.distributions, cflow, cflow.Flow, base, field, manifold, matching, metrics,
+             recipes, samples, transport, variational)  # fmt: skip
+    names = re.findall(r"`(?:\w+\.)*(\w+)(?:\([^`]*\))?`", " ".join(cells))
+    assert len(names) > at_least
+    return [name for name in names if not any(hasattr(room, name) for room in rooms)]
