@@ -131,13 +131,17 @@ def test_public_names_are_documented(cls: type) -> None:
 
 
 def test_options_without_parameters_are_frozen() -> None:
-    from cflow.field import Divergence
+    from cflow.field import Divergence, PathSchedule, Prediction
+    from cflow.matching import LossWeight, PlanCoupling, TimeLaw
     from cflow.ode import Adjoint, Solver
+    from cflow.samples import EndCovariance, NoiseLevel, PathSampler
     from cflow.train import Schedule
     from cflow.transport import Cutoff, FixedPoint, Inversion, LogDet, UnivariateMap
 
     transport = (UnivariateMap, Inversion, LogDet, Cutoff, FixedPoint)
-    for kind in (Solver, Adjoint, Divergence, Schedule, *transport):
+    matching = (PathSchedule, Prediction, LossWeight, PlanCoupling, TimeLaw)
+    sampling = (EndCovariance, NoiseLevel, PathSampler)
+    for kind in (Solver, Adjoint, Divergence, Schedule, *transport, *matching, *sampling):
         for cls in classes():
             if issubclass(cls, kind) and not inspect.isabstract(cls):
                 assert cls.__dataclass_params__.frozen, cls  # type: ignore[attr-defined]
