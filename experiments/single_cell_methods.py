@@ -18,7 +18,11 @@ from cflow.matching import (
     BridgeProcess,
     IndependentCoupling,
     OTCoupling,
+    SplinePath,
+    along,
+    chain,
     snapshot_matching,
+    spline_matching,
     unit_times,
 )
 from cflow.ode import RK4
@@ -90,54 +94,17 @@ def pair_loss(cells: Cells, method: str, settings: Settings) -> Callable[..., Te
 def spline_loss(cells: Cells, settings: Settings) -> Callable[..., Tensor]:
     """Match cubic splines through chains: one cell of each snapshot, linked by optimal plans."""
     seen = [k for k in range(len(cells.times)) if k != cells.left]
-    knots = torch.tensor([cells.times[k] for k in seen])
-    bend = bending(knots)
+    snapshots, path = [cells.snapshots[k] for k in seen], SplinePath([cells.times[k] for k in seen])
+    pairs = settings.batch * (len(seen) - 1)  # chains as many as the other methods have pairs
 
     def loss(model: Trained, row: Tensor, *, generator: Generator) -> Tensor:
-        chain: list[Tensor] = []
-        for k in seen:
-            x = cells.snapshots[k]
-            x = x[torch.randint(len(x), (settings.batch,), generator=generator)]
-            if chain:  # put the row that was paired with row i into place i
-                x = x[OTCoupling()(chain[-1], x, generator=generator).i.argsort()]
-            chain.append(x)
-        r = torch.rand(len(seen) - 1, settings.batch, generator=generator)
-        t, x, v = spline(knots, torch.stack(chain), bend, r)
-        x = x + settings.sigma * torch.randn(x.shape, generator=generator)
-        return (model.field(t, x) - v).square().mean(-1).flatten()
+        index = chain(OTCoupling(), snapshots, n=settings.batch, generator=generator)
+        points = along(snapshots, index).repeat(len(seen) - 1, 1, 1)
+        blur = torch.randn(pairs, 1, points.shape[2], generator=generator)  # shifts a whole chain
+        points = points + settings.sigma * blur
+        return spline_matching(model.field, path, points, generator=generator)
 
     return loss
-
-
-def bending(knots: Tensor) -> Tensor:
-    """Return the matrix that makes values at knots second derivatives of the natural spline."""
-    n, h = len(knots), knots.diff()
-    left, right = torch.eye(n), torch.zeros(n, n)
-    for k in range(1, n - 1):
-        left[k, k - 1], left[k, k], left[k, k + 1] = h[k - 1] / 6, (h[k - 1] + h[k]) / 3, h[k] / 6
-        right[k, k - 1], right[k, k + 1] = 1 / h[k - 1], 1 / h[k]
-        right[k, k] = -right[k, k - 1] - right[k, k + 1]
-    return torch.linalg.solve(left, right)
-
-
-def spline(knots: Tensor, values: Tensor, bend: Tensor, r: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return times, points and velocities of cubic splines, `(n - 1, batch, ...)`.
-
-    Args:
-        knots: Times, `(n,)`.
-        values: Points there, `(n, batch, coordinates)`.
-        bend: What `bending` returns.
-        r: Where to look in each interval, a share of it, `(n - 1, batch)`.
-    """
-    h = knots.diff()[:, None]
-    t = knots[:-1, None] + r * h
-    second = torch.einsum("kl,lbd->kbd", bend, values)
-    a, b, h = (1 - r)[..., None], r[..., None], h[..., None]
-    x = a * values[:-1] + b * values[1:]
-    x = x + h**2 / 6 * ((a**3 - a) * second[:-1] + (b**3 - b) * second[1:])
-    v = values.diff(dim=0) / h
-    v = v + h / 6 * ((1 - 3 * a**2) * second[:-1] + (3 * b**2 - 1) * second[1:])
-    return t, x, v
 
 
 def peer_loss(cells: Cells, settings: Settings) -> Callable[..., Tensor]:

@@ -97,25 +97,3 @@ def test_single_cell(tmp_path: Path, capsys) -> None:
     assert (tmp_path / "cells.png").stat().st_size > 10_000
     assert list((tmp_path / "wandb").glob("offline-run-*"))
     assert "2 left out, sf2m sde seed 0: W1 2:" in capsys.readouterr().out
-
-
-def test_splines_through_chains() -> None:
-    """Against SciPy's natural spline; the velocity is the derivative of the point."""
-    from scipy.interpolate import CubicSpline
-
-    from experiments.single_cell_methods import bending, spline
-
-    torch.set_default_dtype(torch.float64)
-    knots = torch.tensor([0.0, 0.2, 0.7, 1.0])
-    values = torch.randn(4, 5, 3)
-    r = torch.rand(3, 5)
-    t, x, v = spline(knots, values, bending(knots), r)
-    theirs = CubicSpline(knots.numpy(), values.numpy(), bc_type="natural")
-    for k in range(3):
-        for b in range(5):
-            at = t[k, b].item()
-            assert knots[k] <= at <= knots[k + 1]
-            assert torch.allclose(x[k, b], torch.from_numpy(theirs(at)[b]))
-            assert torch.allclose(v[k, b], torch.from_numpy(theirs(at, 1)[b]))
-    line = spline(knots[[0, 3]], values[:2], bending(knots[[0, 3]]), r[:1])
-    assert torch.allclose(line[2], (values[1] - values[0])[None])  # two snapshots: straight

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from cflow.errors import ShapeError
 from cflow.field.field import Field
+from cflow.field.schedule import MARGIN as HELD
 from cflow.field.schedule import PathSchedule, moving
 from cflow.typing import Batch, Points, Times
 
@@ -150,7 +151,8 @@ class PredictScore(Prediction):
     """
 
     def ends(self, t: Times, x: Points, value: Points, schedule: PathSchedule) -> Ends:
-        noise = -schedule(_inner(t)).over(x).sigma * value
+        # Times a derivative of sigma that is held this near to the end, sigma must be, too.
+        noise = -schedule(t.clamp_max(1 - HELD)).over(x).sigma * value
         return PredictNoise().ends(t, x, noise, schedule)
 
     def value(self, t: Times, x0: Points, x1: Points, schedule: PathSchedule) -> Points:

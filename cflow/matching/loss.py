@@ -91,7 +91,8 @@ def matching(
         generator: Source of sources, pairs, times, noise and dropout.
 
     Returns:
-        One loss for each pair, and so for each target, `(m,)`.
+        One loss for each pair of the coupling, so mostly for each target, `(m,)`; fewer where the
+        plan leaves targets without mass (`PartialCoupling`).
 
     Raises:
         ShapeError: Batches disagree, or the field returns another shape.

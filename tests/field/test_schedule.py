@@ -209,6 +209,21 @@ def test_a_network_of_any_prediction_samples_as_the_velocity(schedule, predictio
     assert torch.allclose(found, field(t, x), rtol=1e-7, atol=1e-8)
 
 
+@pytest.mark.parametrize("schedule", [VPSchedule(), LinearVPSchedule(), LinearSchedule()])
+def test_a_score_gives_the_velocity_up_to_the_data(schedule) -> None:
+    """sigma falls to 0 and its slope is held: their product must go on to its limit."""
+    field = MixtureField(*laws(), schedule)
+    x = field.target.sample(20, generator=torch.Generator().manual_seed(3))
+    t = torch.full((20,), 1 - 2e-4)
+    near = field(t, x)
+    for end in (1 - 1e-4, 1 - 1e-5, 1.0):
+        t = torch.full((20,), end)
+        found = convert(
+            field.score(t, x), t, x, schedule, source=PredictScore(), target=PredictVelocity()
+        )
+        assert torch.allclose(found, near, rtol=0.02, atol=0.02)
+
+
 @pytest.mark.parametrize("new", SCHEDULES, ids=lambda s: f"on {type(s).__name__}")
 @pytest.mark.parametrize("old", SCHEDULES, ids=lambda s: f"from {type(s).__name__}")
 def test_a_retimed_field_is_the_field_of_the_new_schedule(old, new) -> None:
