@@ -32,12 +32,11 @@ from torch import Generator, Tensor, nn
 from cflow import Flow, State, plots, recipes
 from cflow.data import mnist
 from cflow.field import ClassifierFree
-from cflow.manifold import Euclidean
 from cflow.matching import ContextDropout, IndependentCoupling, LinearPath, matching
 from cflow.metrics import bits_per_dim, energy_distance
 from cflow.ode import RK4, Heun
+from cflow.samples import draw, guided
 from cflow.train import CosineDecay, PolynomialDecay, Trainer, WandbMonitor
-from cflow.transport import ODE
 
 SHAPE, CLASSES, LEVELS = (1, 28, 28), 10, 256
 
@@ -187,15 +186,12 @@ def train_flow(
     return flow, {"steps": result.step, "seconds": seconds, "parameters": parameters}
 
 
-@torch.no_grad()
 def sample(flow: Flow, labels: Tensor, scale: float, settings: Settings) -> Tensor:
     """Draw grey levels of the wanted classes, the same noise at every scale."""
-    field = ClassifierFree(flow.transport[0].field, scale, null=CLASSES)  # type: ignore[index]
-    ode = ODE(field, Heun(settings.solver_steps), manifold=Euclidean(3))
-    noise = torch.randn(len(labels), *SHAPE, generator=Generator().manual_seed(settings.seed))
-    parts = zip(noise.split(100), labels.split(100), strict=True)
-    drawn = torch.cat([ode.push(State(x), y).x for x, y in parts])
-    return flow.transport[1:].push(State(drawn)).x  # type: ignore[index]
+    strong = guided(flow, lambda field: ClassifierFree(field, scale, null=CLASSES))
+    strong = strong.with_solver(Heun(settings.solver_steps))
+    generator = Generator().manual_seed(settings.seed)
+    return draw(strong, len(labels), labels, batch=100, generator=generator)
 
 
 @torch.no_grad()

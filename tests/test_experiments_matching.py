@@ -1,4 +1,4 @@
-"""The experiments on motions and cells run from start to end in their smoke mode."""
+"""The experiments on matching run from start to end in their smoke mode."""
 
 import json
 import math
@@ -97,3 +97,64 @@ def test_single_cell(tmp_path: Path, capsys) -> None:
     assert (tmp_path / "cells.png").stat().st_size > 10_000
     assert list((tmp_path / "wandb").glob("offline-run-*"))
     assert "2 left out, sf2m sde seed 0: W1 2:" in capsys.readouterr().out
+
+
+def test_pairs(tmp_path: Path) -> None:
+    from experiments.pairs import Settings, main
+
+    settings = Settings(out=tmp_path, smoke=True)
+    report = main(settings)
+    found = [(entry["pair"], entry["method"]) for entry in report["table"]]
+    assert found == [(pair, m) for pair in settings.pairs[:2] for m in settings.methods]
+    for entry in report["table"]:
+        assert all(0 < entry[name][0] < 10 for name in ("w2", "w2_4", "floor", "npe"))
+    assert (tmp_path / "table.md").read_text().count("| floor |") == 2
+    assert (tmp_path / "paths.png").stat().st_size > 10_000
+
+
+def test_likelihood(tmp_path: Path) -> None:
+    from experiments.likelihood import WANTED, Settings, main
+
+    settings = Settings(out=tmp_path, smoke=True)
+    report = main(settings)
+    assert report["results"].keys() == {f"{law}, {c}" for law in WANTED for c in settings.couplings}
+    for entry in report["results"].values():
+        assert 0 < entry["kl"] < 10
+        assert entry["solver"] < 1e-3
+    assert (tmp_path / "densities.png").stat().st_size > 10_000
+
+
+def test_classes(tmp_path: Path) -> None:
+    from cflow.data import mnist
+    from cflow.errors import DataError
+    from experiments.classes import Settings, main
+
+    try:
+        mnist()
+    except DataError:
+        pytest.skip("MNIST is not on disk; name a folder that holds it in CFLOW_DATA")
+    threads = torch.get_num_threads()
+    try:
+        report = main(Settings(out=tmp_path, smoke=True))
+    finally:
+        torch.set_num_threads(threads)
+    assert report["scales"].keys() == {"1.0", "2.0"}
+    assert all(0 <= entry["accuracy"] <= 1 for entry in report["scales"].values())
+    assert 0 < report["bits"] < 20
+    assert (tmp_path / "samples.png").stat().st_size > 1000
+
+
+def test_matching_benchmark(tmp_path: Path) -> None:
+    from experiments.benchmarks.matching import FIGURES, Settings, main
+
+    threads = torch.get_num_threads()
+    try:
+        report = main(Settings(out=tmp_path, smoke=True))
+    finally:
+        torch.set_num_threads(threads)
+    assert report["figures"].keys() == FIGURES.keys()
+    rows = [row for rows in report["figures"].values() for row in rows]
+    assert all(row["judged"] > 0 for row in rows)
+    (distinct,) = report["figures"]["targets"]
+    assert distinct["reached"]  # holds at any size
+    assert "torchcfm" in {name.split(",")[0] for row in rows for name in row["peers"]}
