@@ -117,7 +117,7 @@ def test_likelihood(tmp_path: Path) -> None:
 
     settings = Settings(out=tmp_path, smoke=True)
     report = main(settings)
-    assert report["results"].keys() == {f"{law}, {c}" for law in WANTED for c in settings.couplings}
+    assert report["results"].keys() == {f"{law}, {m}" for law in WANTED for m in settings.methods}
     for entry in report["results"].values():
         assert 0 < entry["kl"] < 10
         assert entry["solver"] < 1e-3
