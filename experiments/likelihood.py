@@ -4,12 +4,12 @@
     python -m experiments.likelihood --smoke    # the same road in seconds
 
 A field of 3 x 256 regresses the velocity of the linear path on independent pairs, and again with
-each target averaged over the batch, which takes most of the noise out of it (`--methods ot` for
-optimal transport in the batch). No likelihood enters the training; afterwards `flow.log_prob` solves the ODE with the exact divergence.
-The figure is the Kullback-Leibler divergence E[log p(x) - log q(x)] in nats over new points, with
-its standard error: the test negative log-likelihood minus the entropy. Wanted: at most 0.03 on
-eight Gaussians, 0.10 on the checkerboard, 0.05 on scikit-learn's moons at their own scale (noise
-0.1, entropy 1.008).
+each target averaged over the batch, which takes most of the noise out of it (`--methods ot` is for
+optimal transport in the batch). No likelihood enters the training; afterwards `flow.log_prob`
+solves the ODE with the exact divergence. The figure is the Kullback-Leibler divergence
+E[log p(x) - log q(x)] in nats over new points, with its standard error: the test negative
+log-likelihood minus the entropy. Wanted: at most 0.03 on eight Gaussians, 0.10 on the checkerboard,
+0.05 on scikit-learn's moons at their own scale (noise 0.1, entropy 1.008).
 
 Everything lands in runs/likelihood/: report.json, densities.png, an offline wandb run.
 """
