@@ -113,8 +113,9 @@ def bracket(push: Move, y: Tensor, theta: Tensor, *, moves: int = 12) -> tuple[T
 
 def known() -> bool:
     """Tell whether values can steer Python: not in a traced graph, nor under `torch.func`."""
-    level = torch._C._functorch.maybe_current_level()  # type: ignore[attr-defined]
-    return level is None and not torch.compiler.is_compiling()
+    if torch.compiler.is_compiling():  # asked first: a graph cannot ask the other
+        return False
+    return torch._C._functorch.maybe_current_level() is None  # type: ignore[attr-defined]
 
 
 def _expect_reached(where: str, x: Tensor, y: Tensor, reached: Tensor, log_slope: Tensor) -> None:
