@@ -60,6 +60,7 @@ class Settings:
     ema: float = 0.999
     tested: int = 10_000  # points that judge
     tolerance: float = 1e-5  # of the solve that gives the likelihood, absolute and relative
+    threads: int = 1  # more do not pay at this size
     seed: int = 0
     smoke: bool = False  # a few steps of everything
 
@@ -67,6 +68,7 @@ class Settings:
 def main(settings: Settings) -> dict[str, Any]:
     if settings.smoke:
         settings = replace(settings, steps=20, batch=64, tested=100, hidden=(16, 16))
+    torch.set_num_threads(settings.threads)
     settings.out.mkdir(parents=True, exist_ok=True)
     shown = asdict(settings) | {"out": str(settings.out)}
     report: dict[str, Any] = {"settings": shown, "results": {}}

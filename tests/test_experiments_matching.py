@@ -115,7 +115,7 @@ def test_pairs(tmp_path: Path) -> None:
 def test_likelihood(tmp_path: Path) -> None:
     from experiments.likelihood import WANTED, Settings, main
 
-    settings = Settings(out=tmp_path, smoke=True)
+    settings = Settings(out=tmp_path, smoke=True, threads=torch.get_num_threads())
     report = main(settings)
     assert report["results"].keys() == {f"{law}, {m}" for law in WANTED for m in settings.methods}
     for entry in report["results"].values():
