@@ -67,7 +67,7 @@ class Settings:
 
 def main(settings: Settings) -> dict[str, Any]:
     if settings.smoke:
-        settings = replace(settings, steps=20, batch=64, tested=100, hidden=(16, 16))
+        settings = replace(settings, steps=5, batch=64, tested=40, hidden=(16, 16))
     torch.set_num_threads(settings.threads)
     settings.out.mkdir(parents=True, exist_ok=True)
     shown = asdict(settings) | {"out": str(settings.out)}
@@ -150,7 +150,7 @@ def picture(trained: dict[tuple[str, str], Flow], settings: Settings) -> None:
     figure, axes = plt.subplots(len(rows), len(settings.laws), figsize=size, squeeze=False)
     for j, law in enumerate(settings.laws):
         low, high = (-1.6, 2.6) if law == "moons_unscaled" else (-4.5, 4.5)
-        side = torch.linspace(low, high, 24 if settings.smoke else 160)
+        side = torch.linspace(low, high, 12 if settings.smoke else 160)
         grid = torch.cartesian_prod(side, side)
         peak = LAWS[law](grid).max().exp().item()
         for i, name in enumerate(rows):

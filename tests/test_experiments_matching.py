@@ -105,10 +105,10 @@ def test_pairs(tmp_path: Path) -> None:
     settings = Settings(out=tmp_path, smoke=True)
     report = main(settings)
     found = [(entry["pair"], entry["method"]) for entry in report["table"]]
-    assert found == [(pair, m) for pair in settings.pairs[:2] for m in settings.methods]
+    assert found == [(settings.pairs[0], m) for m in settings.methods]
     for entry in report["table"]:
         assert all(0 < entry[name][0] < 10 for name in ("w2", "w2_4", "floor", "npe"))
-    assert (tmp_path / "table.md").read_text().count("| floor |") == 2
+    assert (tmp_path / "table.md").read_text().count("| floor |") == 1
     assert (tmp_path / "paths.png").stat().st_size > 10_000
 
 

@@ -183,7 +183,7 @@ def test_predictions_and_schedules_do_not_change_the_likelihood() -> None:
         (RetimedField(velocity, schedule, CosineSchedule()), 1e-4),
     ):
         with torch.no_grad():
-            found = Flow(Gaussian(2), ODE(field, RK4(40))).log_prob(x)
+            found = Flow(Gaussian(2), ODE(field, RK4(20))).log_prob(x)
         assert torch.allclose(found, expected, rtol=0, atol=tolerance)
 
 
@@ -192,8 +192,8 @@ def test_a_retimed_trained_field_has_the_likelihood_of_the_trained_one() -> None
     net, x = trained(2), torch.randn(5, 2) * 0.5
     retimed = RetimedField(net, LinearSchedule(), CosineSchedule())
     with torch.no_grad():
-        old = Flow(Gaussian(2), ODE(net, RK4(60))).log_prob(x)
-        new = Flow(Gaussian(2), ODE(retimed, RK4(120))).log_prob(x)
+        old = Flow(Gaussian(2), ODE(net, RK4(30))).log_prob(x)
+        new = Flow(Gaussian(2), ODE(retimed, RK4(60))).log_prob(x)
     assert torch.allclose(old, new, rtol=0, atol=1e-4)
 
 

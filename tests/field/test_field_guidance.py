@@ -102,7 +102,7 @@ def test_the_exact_posterior_of_a_class_gives_the_velocity_of_that_class(schedul
 def test_samples_and_likelihood_of_density_guidance_are_those_of_the_class() -> None:
     schedule = LinearSchedule()
     field = LogDensityGuided(everything(schedule), posterior(schedule), schedule=schedule)
-    flow = Flow(Gaussian(2), ODE(field, RK4(30)))
+    flow = Flow(Gaussian(2), ODE(field, RK4(20)))
     truth = of_class(schedule).target
     x = truth.sample(5)
     with torch.no_grad():

@@ -168,9 +168,9 @@ def test_the_oracle_obeys_the_continuity_equation(schedule) -> None:
 
 def test_the_oracle_carries_one_law_into_the_other() -> None:
     source, target = laws()
-    ode = ODE(MixtureField(source, target), RK4(steps=200))
-    x0 = source.sample(500, generator=torch.Generator().manual_seed(0))
-    state = ode.push(State(x0, ladj=torch.zeros(500)))
+    ode = ODE(MixtureField(source, target), RK4(steps=100))
+    x0 = source.sample(100, generator=torch.Generator().manual_seed(0))
+    state = ode.push(State(x0, ladj=torch.zeros(100)))
     log_prob = source.log_prob(x0) - state.ladj
     assert torch.allclose(log_prob, target.log_prob(state.x), atol=1e-5)
 

@@ -121,7 +121,7 @@ def test_the_exact_divergence_is_the_trace_of_the_jacobian(build: Callable[..., 
 
 @each_recipe
 def test_log_prob_is_base_plus_log_determinant_of_the_whole(build: Callable[..., Flow]) -> None:
-    flow = away(build((1, 4, 4), 3, solver=RK4(8), divergence=Exact()))
+    flow = away(build((1, 4, 4), 3, solver=RK4(6), divergence=Exact()))
     x, labels = torch.randn(1, 1, 4, 4), torch.tensor([1])
     jacobian = torch.autograd.functional.jacobian(lambda z: flow.pull(z, labels), x)
     expected = flow.base.log_prob(flow.pull(x, labels))
@@ -179,19 +179,19 @@ def test_what_the_field_learns_from_lies_behind_the_ode(build: Callable[..., Flo
 
 
 @each_recipe
-@pytest.mark.parametrize("adjoint", [Checkpoint(), Backsolve()], ids=["checkpoint", "backsolve"])
-def test_adjoints_give_the_gradient_of_the_loss_with_labels(
-    build: Callable[..., Flow], adjoint: Any
-) -> None:
-    flow, x = away(build((1, 2, 2), 3, solver=RK4(4))), torch.randn(2, 1, 2, 2)
+def test_adjoints_give_the_gradient_of_the_loss_with_labels(build: Callable[..., Flow]) -> None:
+    flow, x = away(build((1, 2, 2), 3, solver=RK4(3))), torch.randn(2, 1, 2, 2)
     labels = torch.tensor([0, 2])
     gradients = []
-    for one in (flow, flow.with_solver(adjoint=adjoint)):
+    adjoints = (Checkpoint(), Backsolve())
+    for one in (flow, *(flow.with_solver(adjoint=adjoint) for adjoint in adjoints)):
         flow.zero_grad()
         nll(one, x, labels, generator=torch.Generator().manual_seed(0)).sum().backward()
         gradients.append(torch.cat([p.grad.flatten() for p in flow.parameters()]))
-    bound = 1e-3 if isinstance(adjoint, Backsolve) else 1e-9
-    assert torch.allclose(*gradients, rtol=0, atol=bound * gradients[0].abs().max().item())
+    expected, checkpointed, solved_back = gradients
+    scale = expected.abs().max().item()
+    assert torch.allclose(checkpointed, expected, rtol=0, atol=1e-9 * scale)
+    assert torch.allclose(solved_back, expected, rtol=0, atol=1e-3 * scale)
 
 
 def test_a_short_training_learns_classes_and_all_of_them() -> None:
@@ -232,9 +232,10 @@ def test_fields_compile_and_samplers_export(build: Callable[..., Flow], tmp_path
     flow = away(build((1, 2, 2), 3, solver=Euler(1))).float()
     field, labels = flow.transport.field, torch.tensor([0, 3, -1])
     t, x = torch.rand(3, dtype=torch.float32), torch.randn(3, 1, 2, 2, dtype=torch.float32)
-    traced = torch.compile(field, fullgraph=True, backend="aot_eager")
-    assert torch.allclose(traced(t, x, labels), field(t, x, labels), rtol=0, atol=1e-5)
-    if isinstance(field, DiTField):  # the divergence runs attention under vjp, within the graph
+    if isinstance(field, UNetField):
+        traced = torch.compile(field, fullgraph=True, backend="aot_eager")
+        assert torch.allclose(traced(t, x, labels), field(t, x, labels), rtol=0, atol=1e-5)
+    else:  # the divergence runs the field, its attention under vjp, within the graph
         rates = lambda t, x: Exact()(field, t, x, labels, None).div
         once = torch.compile(rates, fullgraph=True, backend="aot_eager")
         assert torch.allclose(once(t, x), rates(t, x), rtol=0, atol=1e-5)

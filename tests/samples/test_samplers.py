@@ -73,7 +73,7 @@ def test_the_marginals_are_right_on_the_way_from_half_way_and_backwards(
 ) -> None:
     for path in ("linear", "vp"):
         schedule = SCHEDULES[path]
-        sampler = SAMPLERS[name](schedule, steps=60)
+        sampler = SAMPLERS[name](schedule, steps=40)
         mean, variance = exact_moments(sampler, schedule, monkeypatch, start=start, end=end)
         expected = true_moments(schedule, end)
         assert mean == pytest.approx(expected[0], abs=0.02)
