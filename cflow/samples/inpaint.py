@@ -25,7 +25,7 @@ from torch import Generator, Tensor
 
 from cflow.errors import DomainError, ShapeError, expect_finite, expect_floating
 from cflow.samples.curved import CurvedHeun
-from cflow.samples.inverse import EndCovariance, PosteriorField, TweedieCovariance
+from cflow.samples.inverse import REACH, EndCovariance, PosteriorField, TweedieCovariance
 from cflow.samples.options import expect_count
 from cflow.samples.sampler import Moment, PathSampler, Plan, Velocity, Walk
 from cflow.typing import Points
@@ -44,6 +44,7 @@ def inpaint(
     sampler: PathSampler | None = None,
     covariance: EndCovariance | None = TWEEDIE,
     iterations: int = 5,
+    reach: float = REACH,
     resamplings: int = 1,
     jump: int = 5,
     generator: Generator | None = None,
@@ -66,6 +67,7 @@ def inpaint(
             without guidance.
         iterations: Steps of the conjugate gradient method in each evaluation; as many as entries
             are known solve exactly, few are enough.
+        reach: Bound of the guidance, as for `PosteriorField`; `inf` for none.
         resamplings: How many times each stretch is gone over, 1 or more.
         jump: Steps that make one stretch, 1 or more.
         generator: Source of all noise.
@@ -112,6 +114,7 @@ def inpaint(
             schedule=way.plan(0.0, 1.0).schedule,
             covariance=covariance,
             iterations=iterations,
+            reach=reach,
         )
     painter = _Painter(way, values, known, resamplings=resamplings, jump=jump)
     with torch.no_grad():

@@ -7,6 +7,15 @@ which shifts the expected end to m + V A' u: Kalman's update. The true covarianc
 (sigma^2 / alpha) J, by the second-order formula of Tweedie, and u follows from a few steps of the
 conjugate gradient method with one product J' w each. Where the data are normal nothing is
 approximate but the steps in time; elsewhere, p(x1 | x_t) is taken for normal.
+
+V divides J by alpha, and with it what is wrong in J: near t = 0 a trained field may give S next to
+nothing where V A' is large. The shift that the velocity asks for is therefore bounded,
+
+    (sigma^2 / alpha) |J' A' u|  <=  reach |r|^2 / |A' r|,    r = y - A m
+
+of which the right side is `reach` times the shift along A' r that meets y best, the least one that
+meets y where the rows of A are orthonormal. By Kalman's update the entries that are not observed
+move too, by their slope on those which are: the bound leaves slopes below `reach` as they are.
 Sources: Song et al. (2023), Pseudoinverse-guided diffusion models, ICLR, and Pokle et al. (2024),
 Training-free linear image inverses via flows, arXiv 2310.04432, for the gradient; Boys et al.
 (2023), arXiv 2310.06721, and Rozet et al. (2024), arXiv 2405.13712, for the covariance.
@@ -36,6 +45,8 @@ __all__ = [
     "sample_posterior",
 ]
 
+REACH = 10.0  # slopes of missing on observed entries stay below; errors of fields reach thousands
+
 Operator: TypeAlias = Tensor | Callable[[Tensor], Tensor]
 Linear: TypeAlias = Callable[[Tensor], Tensor]
 
@@ -58,8 +69,8 @@ class EndCovariance(ABC):
 class TweedieCovariance(EndCovariance):
     """The true covariance V = (sigma^2 / alpha) J, by one vector-Jacobian product.
 
-    Early on J is small, and the errors of a badly trained field are not: single samples may then
-    end far outside of the data. The noise of `SDE` brings them back.
+    Early on J is small, and the errors of a badly trained field are not; no sampler's noise undoes
+    them. That is what the `reach` of `PosteriorField` is for.
 
     Example:
         >>> c = LinearSchedule()(torch.tensor([[0.5]]))
@@ -117,10 +128,12 @@ class PosteriorField(Field):
         covariance: That of the data given a noisy point; `TweedieCovariance()` by default.
         iterations: Steps of the conjugate gradient method, each with one product with the
             covariance. As many as y has entries solve exactly; few are enough.
+        reach: Bound of the shift, in units of |r|^2 / |A' r|; above the slopes of the data's
+            entries on the observed ones it changes nothing. `inf` for no bound.
 
     Raises:
-        DomainError: The noise is negative or the iterations are not positive; when called with
-            neither y nor a context.
+        DomainError: The noise is negative, or the iterations or the reach are not positive; when
+            called with neither y nor a context.
         ShapeError: When called, if y or the matrix does not fit the points.
 
     Example:
@@ -141,11 +154,14 @@ class PosteriorField(Field):
         schedule: PathSchedule | None = None,
         covariance: EndCovariance | None = None,
         iterations: int = 5,
+        reach: float = REACH,
     ) -> None:
         super().__init__()
         if not 0 <= noise < float("inf"):
             raise DomainError(f"PosteriorField: noise must be 0 or positive, got {noise}")
         expect_count("PosteriorField", iterations=iterations)
+        if not reach > 0:
+            raise DomainError(f"PosteriorField: reach must be positive, inf for none, got {reach}")
         self.field = field
         self.operator = operator
         self.y = y
@@ -153,6 +169,7 @@ class PosteriorField(Field):
         self.schedule = LinearSchedule() if schedule is None else schedule
         self.covariance = TweedieCovariance() if covariance is None else covariance
         self.iterations = iterations
+        self.reach = reach
 
     def forward(self, t: Times, x: Points, context: Tensor | None = None) -> Points:
         y, context = (context, None) if self.y is None else (self.y, context)
@@ -175,8 +192,15 @@ class PosteriorField(Field):
 
         missed = _observed(y, seen) - seen
         u = _conjugate_gradients(spread, missed, t.dim(), self.iterations)
-        rate = at.rate.reshape(t.shape + (1,) * (x.dim() - t.dim()))
-        return cast(Tensor, rest[0]) + rate * pull_back(adjoint(u)[0])
+        push = pull_back(adjoint(u)[0])
+        share = _share(
+            _square(c.sigma.square() / c.alpha * push, t.dim()),
+            _square(missed, t.dim()),
+            _square(adjoint(missed)[0], t.dim()),
+            self.reach,
+        )
+        rate = (share * at.rate).reshape(t.shape + (1,) * (x.dim() - t.dim()))
+        return cast(Tensor, rest[0]) + rate * push
 
 
 def sample_posterior(
@@ -190,6 +214,7 @@ def sample_posterior(
     sampler: PathSampler | None = None,
     covariance: EndCovariance | None = None,
     iterations: int = 5,
+    reach: float = REACH,
     generator: Generator | None = None,
     progress: bool = False,
 ) -> Points:
@@ -211,6 +236,7 @@ def sample_posterior(
         covariance: That of the data given a noisy point; `TweedieCovariance()` by default.
         iterations: Steps of the conjugate gradient method in each evaluation, at most as many as
             one y has entries.
+        reach: Bound of the shift in each evaluation, as for `PosteriorField`; `inf` for none.
         generator: Source of all noise.
         progress: Show a bar of the steps where there is a terminal.
 
@@ -248,6 +274,7 @@ def sample_posterior(
             schedule=way.plan(0.0, 1.0).schedule,
             covariance=covariance,
             iterations=iterations,
+            reach=reach,
         )
         return way.sample(guided, x0, context, generator=generator, progress=progress)
 
@@ -295,6 +322,23 @@ def _expect_linear(operator: Operator, x: Tensor, y: Tensor) -> None:
             "sample_posterior: the operator must be linear, A(x + z) = A x + A z; move an offset "
             "into y, and use LogDensityGuided(..., of='data') for what is not linear"
         )
+
+
+def _square(z: Tensor, batch_dim: int) -> Tensor:
+    return z.square().reshape(*z.shape[:batch_dim], -1).sum(-1)
+
+
+def _share(shift: Tensor, missed: Tensor, back: Tensor, reach: float) -> Tensor:
+    """Return what is left of a shift under the bound, from |shift|^2, |r|^2 and |A' r|^2.
+
+    No branch divides by zero or takes the root of it, so that gradients are finite as well.
+    """
+    if reach == float("inf"):
+        return torch.ones_like(shift)
+    asked, allowed = shift * back, reach**2 * missed.square()
+    over = asked > allowed
+    share = torch.where(over, allowed / torch.where(over, asked, 1.0), 1.0)
+    return share.clamp_min(torch.finfo(share.dtype).tiny).sqrt()
 
 
 def _all_still(going: Tensor) -> bool:

@@ -83,35 +83,41 @@ def test_samples_follow_bayesian_linear_regression_and_errors_fall_with_the_step
     """In whitened coordinates the n samples have mean and covariance of a standard normal law.
 
     Six standard errors, 6 / sqrt(n) and 6 sqrt(2 / n), are exceeded by chance below 1e-7;
-    0.03 is what the steps may add.
+    0.03 is what the steps may add. Without noise on the way the flow is affine: no chance there.
     """
-    n, noise, y = 1500, 0.3, torch.tensor([0.5, -0.5])
+    n, noise, y = 1000, 0.3, torch.tensor([0.5, -0.5])
     mean, covariance, matrix = law()
     m, c = regression(y, noise)
     white = torch.linalg.inv(torch.linalg.cholesky(c))
     field = between(LinearSchedule(), mean, covariance)
-    for sampler in (CurvedHeun(20), SDE(20)):
-        x = sample_posterior(
-            field, y.expand(n, 2), operator=matrix, noise=noise, event_shape=(D,), sampler=sampler
-        )
-        z = (x - m) @ white.mT
-        assert bool((z.mean(0).abs() < 6 / n**0.5).all())
-        assert bool(((z.mT.cov() - torch.eye(D)).abs() < 6 * (2 / n) ** 0.5 + 0.03).all())
+    x = sample_posterior(
+        field, y.expand(n, 2), operator=matrix, noise=noise, event_shape=(D,), sampler=SDE(20)
+    )
+    z = (x - m) @ white.mT
+    assert bool((z.mean(0).abs() < 6 / n**0.5).all())
+    assert bool(((z.mT.cov() - torch.eye(D)).abs() < 6 * (2 / n) ** 0.5 + 0.03).all())
     # The flow from x0 to x is affine here: its matrix must be a root of the covariance.
     errors = []
     posterior = PosteriorField(field, matrix, y=y, noise=noise)
-    for steps in (8, 16, 32):
+    for steps in (8, 16, 24):
         ends = CurvedHeun(steps).sample(posterior, torch.cat([torch.zeros(1, D), torch.eye(D)]))
         root = (ends[1:] - ends[0]).mT
         errors.append(((ends[0] - m).abs().max() + (root @ root.mT - c).abs().max()).item())
     assert errors[1] < 0.6 * errors[0]
-    assert errors[2] < 0.6 * errors[1] < 0.1
+    assert errors[2] < 0.7 * errors[1] < 0.1
 
 
 def test_without_noise_the_observations_are_met_and_each_sample_has_its_own() -> None:
     mean, covariance, matrix = law()
-    field, y = between(LinearSchedule(), mean, covariance), torch.randn(50, 2)
-    x = sample_posterior(field, y, operator=lambda x: x @ matrix.mT, noise=0.0, event_shape=(D,))
+    field, y = between(LinearSchedule(), mean, covariance), torch.randn(20, 2)
+    x = sample_posterior(
+        field,
+        y,
+        operator=lambda x: x @ matrix.mT,
+        noise=0.0,
+        event_shape=(D,),
+        sampler=CurvedHeun(10),
+    )
     assert torch.allclose(x @ matrix.mT, y, rtol=0, atol=1e-10)
     draw = lambda operator: sample_posterior(
         field,
@@ -130,7 +136,7 @@ def test_a_posterior_flow_has_the_posterior_density() -> None:
     field = between(LinearSchedule(), mean, covariance)
     flow = Flow(
         Gaussian(D),
-        ODE(PosteriorField(field, matrix, y=None, noise=0.5), RK4(24)),
+        ODE(PosteriorField(field, matrix, y=None, noise=0.5), RK4(12)),
         context_shape=(2,),
     )
     y, x = torch.randn(2, 2), torch.randn(2, D)
@@ -142,7 +148,7 @@ def test_a_posterior_flow_has_the_posterior_density() -> None:
 
 def test_images_are_restored_from_blocks() -> None:
     """Entries that are independent: averages of blocks have a posterior known entry by entry."""
-    variance, noise, n = 0.49, 0.2, 400
+    variance, noise, n = 0.49, 0.2, 200
     field = FunctionField(
         lambda t, x, c: (
             x * ((t * variance - (1 - t)) / ((1 - t) ** 2 + t**2 * variance))[:, None, None, None]
@@ -157,7 +163,7 @@ def test_images_are_restored_from_blocks() -> None:
             operator=pool,
             noise=noise,
             event_shape=(1, 4, 6),
-            sampler=CurvedHeun(20),
+            sampler=CurvedHeun(12),
             iterations=2,
             covariance=covariance,
         )
@@ -167,6 +173,38 @@ def test_images_are_restored_from_blocks() -> None:
         assert bool(((x.mean(0) - expected).abs() < 6 * 0.7 / n**0.5).all())
         spread = pool(x).var(0)
         assert spread.mean().item() == pytest.approx(gain * noise**2, rel=0.2)
+
+
+def test_a_wrong_jacobian_shifts_no_sample_out_of_reach() -> None:
+    """Early J has s = 1e-4 at the observed entry and 0.1 beside it: Kalman's update goes 1000 r.
+
+    The expected end of the field below is J x, hence its velocity (J x - x) / (1 - t); the guided
+    one moves that end by the difference of the two times sigma.
+    """
+    wrong = torch.tensor([[1e-4, 0.1], [0.0, 0.5]])
+    field = FunctionField(lambda t, x, c: (x @ wrong.mT - x) / (1 - t[..., None]))
+    observe, y = torch.tensor([[1.0, 0.0]]), torch.tensor([0.7])
+    t, x = torch.linspace(0.002, 0.02, 5), torch.randn(5, 2)
+
+    def shift(reach: float | None, x: Tensor = x) -> Tensor:
+        bound = {} if reach is None else {"reach": reach}
+        guided = PosteriorField(field, observe, y=y, noise=0.0, **bound)
+        return (guided(t, x) - field(t, x)) * (1 - t[:, None])
+
+    missed = (y - x @ wrong[0]).abs()
+    free = shift(float("inf"))
+    assert bool((free.norm(dim=-1) > 900 * missed).all())
+    for reach, expected in ((None, 10.0), (3.0, 3.0)):
+        bounded = shift(reach)
+        assert torch.allclose(bounded.norm(dim=-1), expected * missed, rtol=1e-9, atol=0)
+        cosine = torch.nn.functional.cosine_similarity(bounded, free, dim=-1)
+        assert torch.allclose(cosine, torch.ones(5))
+    assert torch.allclose(shift(2000.0), free)
+    # Gradients stay finite under the bound, and where y is met already.
+    met = torch.tensor([0.0, 7.0]).expand(5, 2)
+    for points in (x, met):
+        slope = torch.func.jacrev(lambda z: shift(None, z))(points)
+        assert bool(torch.isfinite(slope).all())
 
 
 def test_imperfect_fields_and_few_iterations_stay_finite() -> None:
@@ -180,7 +218,7 @@ def test_imperfect_fields_and_few_iterations_stay_finite() -> None:
             operator=matrix,
             noise=0.1,
             event_shape=(6,),
-            sampler=CurvedEuler(10),
+            sampler=CurvedEuler(5),
             iterations=iterations,
         )
         assert bool(torch.isfinite(x).all())
@@ -207,6 +245,9 @@ def test_mistakes_are_named() -> None:
         draw(torch.zeros(2, 3), torch.tensor(0.0))
     with pytest.raises(DomainError, match="iterations must be"):
         PosteriorField(field, torch.zeros(2, 3), y=y, noise=0.1, iterations=0)
+    for reach in (0.0, -1.0, float("nan")):
+        with pytest.raises(DomainError, match="reach must be positive"):
+            PosteriorField(field, torch.zeros(2, 3), y=y, noise=0.1, reach=reach)
     with pytest.raises(DomainError, match="spread must be positive"):
         IsotropicCovariance(0.0)
     t, x = torch.rand(5), torch.randn(5, 3)
