@@ -69,8 +69,8 @@ class EndCovariance(ABC):
 class TweedieCovariance(EndCovariance):
     """The true covariance V = (sigma^2 / alpha) J, by one vector-Jacobian product.
 
-    Early on J is small, and the errors of a badly trained field are not; no sampler's noise undoes
-    them. That is what the `reach` of `PosteriorField` is for.
+    Early on J is small, and the errors of a badly trained field are not; the `reach` of
+    `PosteriorField` bounds what they do. The noise of `SDE` alone undoes most of it, not all.
 
     Example:
         >>> c = LinearSchedule()(torch.tensor([[0.5]]))

@@ -187,8 +187,10 @@ def test_a_wrong_jacobian_shifts_no_sample_out_of_reach() -> None:
     t, x = torch.linspace(0.002, 0.02, 5), torch.randn(5, 2)
 
     def shift(reach: float | None, x: Tensor = x) -> Tensor:
-        bound = {} if reach is None else {"reach": reach}
-        guided = PosteriorField(field, observe, y=y, noise=0.0, **bound)
+        if reach is None:
+            guided = PosteriorField(field, observe, y=y, noise=0.0)
+        else:
+            guided = PosteriorField(field, observe, y=y, noise=0.0, reach=reach)
         return (guided(t, x) - field(t, x)) * (1 - t[:, None])
 
     missed = (y - x @ wrong[0]).abs()
