@@ -23,6 +23,8 @@ __all__ = [
     "expect_positive",
     "expect_trailing",
     "expect_unit_times",
+    "known",
+    "plain",
 ]
 
 
@@ -109,3 +111,25 @@ def expect_finite(where: str, name: str, x: Tensor) -> None:
         f"{where}: {name} must be finite, got {x[first].item()} at index {first} "
         f"({rows} of {len(x) if x.dim() else 1} rows are affected); drop or repair those rows"
     )
+
+
+def known(flag: Tensor) -> bool | None:
+    """Read a flag, or return None where values are not known: in a traced graph, under vmap."""
+    if torch.compiler.is_compiling():
+        return None
+    try:
+        return bool(flag)
+    except RuntimeError:
+        return None
+
+
+def plain() -> bool:
+    """Tell whether this is plain eager mode: neither inside `torch.func` nor in a traced graph.
+
+    Example:
+        >>> plain(), torch.func.vmap(lambda x: x + plain())(torch.zeros(1))
+        (True, tensor([0.]))
+    """
+    if torch.compiler.is_compiling():  # asked first: a graph cannot ask the other
+        return False
+    return torch._C._functorch.maybe_current_level() is None  # type: ignore[attr-defined]

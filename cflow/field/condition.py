@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cflow.errors import DomainError, ShapeError, expect_trailing
+from cflow.errors import DomainError, ShapeError, expect_trailing, known
 from cflow.field.time import TimeEmbedding
 from cflow.typing import Times
 
@@ -103,17 +103,10 @@ class Condition(nn.Module):
                 f"Condition: there must be one label for each time, got labels of shape "
                 f"{tuple(labels.shape)} and times of {tuple(t.shape)}"
             )
-        if _known(labels) and labels.numel() and int(labels.max()) > self.classes:
+        # Only where looking is free; elsewhere torch's embedding asserts.
+        if labels.device.type == "cpu" and known((labels > self.classes).any()):
             raise DomainError(
                 f"Condition: labels must lie between 0 and {self.classes - 1}, or be "
                 f"{self.classes} for none, got {int(labels.max())}"
             )
         return table(torch.where(labels < 0, self.classes, labels))
-
-
-def _known(labels: Tensor) -> bool:
-    """Tell whether values can be looked at, and for free; elsewhere torch's embedding asserts."""
-    if torch.compiler.is_compiling() or labels.device.type != "cpu":
-        return False
-    wrapped = torch._C._functorch.is_functorch_wrapped_tensor  # type: ignore[attr-defined]
-    return not wrapped(labels)

@@ -20,7 +20,7 @@ from typing import Literal, NamedTuple, TypeAlias, cast
 import torch
 from torch import Tensor
 
-from cflow.errors import DomainError, ShapeError
+from cflow.errors import DomainError, ShapeError, known
 from cflow.field.field import Field
 from cflow.field.prediction import PredictVelocity
 from cflow.field.schedule import PathSchedule
@@ -343,12 +343,7 @@ def _inside(interval: Interval, t: Tensor) -> Tensor | None:
 
 def _nowhere(inside: Tensor | None) -> bool:
     """Say whether no sample is guided, so that half of the work can be saved; False if unknown."""
-    if inside is None or torch.compiler.is_compiling():
-        return False
-    try:
-        return not bool(inside.any())
-    except RuntimeError:  # under vmap
-        return False
+    return inside is not None and known(inside.any()) is False
 
 
 def _where(inside: Tensor | None, guided: Tensor, v: Tensor) -> Tensor:

@@ -14,7 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-__all__ = ["GroupNorm", "layer_norm", "modulated", "plain", "zeroed"]
+from cflow.errors import plain
+
+__all__ = ["GroupNorm", "layer_norm", "modulated", "zeroed"]
 
 EPSILON = 1e-6
 L = TypeVar("L", nn.Linear, nn.Conv2d)
@@ -63,18 +65,6 @@ def layer_norm(h: Tensor) -> Tensor:
     # Written out: gradients of the fused kernel's forward mode are wrong (torch 2.13).
     wide = wide - wide.mean(-1, keepdim=True)
     return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + EPSILON)).to(h.dtype)
-
-
-def plain() -> bool:
-    """Tell whether this is plain eager mode: neither inside `torch.func` nor in a traced graph.
-
-    Example:
-        >>> plain(), torch.func.vmap(lambda x: x + plain())(torch.zeros(1))
-        (True, tensor([0.]))
-    """
-    if torch.compiler.is_compiling():  # asked first: dynamo cannot ask the second
-        return False
-    return torch._C._functorch.maybe_current_level() is None  # type: ignore[attr-defined]
 
 
 def modulated(h: Tensor, scale: Tensor, shift: Tensor) -> Tensor:

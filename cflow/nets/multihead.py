@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cflow.errors import DomainError, expect_trailing
-from cflow.nets.modulation import plain, zeroed
+from cflow.errors import DomainError, expect_trailing, plain
+from cflow.nets.modulation import zeroed
 
 __all__ = ["CrossAttention", "SelfAttention", "attend"]
 

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cflow.errors import DomainError
+from cflow.errors import DomainError, known
 from cflow.ode.dense import Dense, Piece
 from cflow.ode.grid import Grid, UniformGrid
 from cflow.ode.problem import Problem, Span
-from cflow.ode.solver import Solution, Solver, Status, finite_rows, known, march, raise_failures
+from cflow.ode.solver import Solution, Solver, Status, finite_rows, march, raise_failures
 from cflow.ode.step import Step, stages
 from cflow.ode.tableau import EULER, HEUN, MIDPOINT, Tableau
 from cflow.ode.tableau import RK4 as RK4_TABLEAU

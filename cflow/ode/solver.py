@@ -19,7 +19,7 @@ from cflow.errors import SolverError
 from cflow.ode.dense import Dense
 from cflow.ode.problem import Problem, Span, Time
 
-__all__ = ["Solution", "Solver", "Status", "finite_rows", "known", "march", "raise_failures"]
+__all__ = ["Solution", "Solver", "Status", "finite_rows", "march", "raise_failures"]
 
 Y = TypeVar("Y")
 
@@ -177,16 +177,6 @@ def finite_rows(leaves: Sequence[Tensor]) -> Tensor:
     flags = [torch.isfinite(leaf) for leaf in leaves]
     rows = [flag if flag.dim() == 1 else flag.flatten(1).all(1) for flag in flags]
     return rows[0] if len(rows) == 1 else torch.stack(rows).all(0)
-
-
-def known(flag: Tensor) -> bool | None:
-    """Read a flag, or return None where values are not known: in a traced graph, under vmap."""
-    if torch.compiler.is_compiling():
-        return None
-    try:
-        return bool(flag)
-    except RuntimeError:
-        return None
 
 
 def raise_failures(name: str, status: Tensor, reached: Tensor, attempts: Tensor) -> None:

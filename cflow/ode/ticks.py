@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cflow.errors import known
 from cflow.ode.clock import node_times
 from cflow.ode.grid import Grid, TimeGrid
 from cflow.ode.problem import Problem, Span
-from cflow.ode.solver import known
 from cflow.ode.step import Width, widths
 
 __all__ = ["Tick", "lay_out"]

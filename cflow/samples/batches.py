@@ -13,7 +13,7 @@ from tqdm import tqdm
 from cflow.errors import ShapeError, expect_trailing
 from cflow.flow import Flow
 from cflow.samples.options import expect_count
-from cflow.samples.sampled import with_sampler
+from cflow.samples.sampled import rebuilt, with_sampler
 from cflow.samples.sampler import PathSampler
 from cflow.samples.watch import watched
 from cflow.typing import Batch, Data, Points
@@ -66,7 +66,7 @@ def draw(
     """
     expect_count("draw", n=n, batch=batch)
     context = _each("draw", flow, n, context)
-    carrier = _watched(flow) if progress else flow
+    carrier = rebuilt(flow, watched(flow.transport)) if progress else flow
     if sampler is not None:
         carrier = with_sampler(flow, sampler, progress=progress)
     with torch.no_grad():
@@ -121,7 +121,7 @@ def log_probs(
             f"one point at least, got {tuple(x.shape)}; flatten several batch axes"
         )
     context = _each("log_probs", flow, n, context)
-    carrier = _watched(flow) if progress else flow
+    carrier = rebuilt(flow, watched(flow.transport)) if progress else flow
     with torch.no_grad():
         value = lambda rows: carrier.log_prob(x[rows], _rows(context, rows), generator=generator)
         return _in_batches("log_probs", value, n, batch, progress=progress)
@@ -162,9 +162,3 @@ def _each(where: str, flow: Flow, n: int, context: Tensor | None) -> Tensor | No
 
 def _rows(context: Tensor | None, rows: slice) -> Tensor | None:
     return None if context is None else context[rows]
-
-
-def _watched(flow: Flow) -> Flow:
-    again = Flow(flow.base, watched(flow.transport), context_shape=flow.context_shape)
-    again.training = flow.training
-    return again

@@ -16,6 +16,7 @@ from torch import Tensor
 from cflow.errors import DomainError, expect_floating, expect_positive
 from cflow.field import Analytic, AnalyticField, Exact, Field
 from cflow.flow import Flow
+from cflow.samples.sampled import rebuilt
 from cflow.transport import ODE, Guidance, GuidedTransport, Transport
 from cflow.transport.exchange import exchanged
 from cflow.typing import Points
@@ -62,9 +63,7 @@ def guided(flow: Flow, guidance: Guidance | Callable[[Field], Field]) -> Flow:
                 "guided: the flow has no ODE, whose field could be exchanged; transformer layers "
                 "take a Guidance(...)"
             )
-    again = Flow(flow.base, transport, context_shape=flow.context_shape)
-    again.training = flow.training
-    return again
+    return rebuilt(flow, transport)
 
 
 def denoise(flow: Flow, x: Points, context: Tensor | None = None, *, sigma: float) -> Points:

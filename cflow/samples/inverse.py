@@ -29,7 +29,7 @@ from typing import TypeAlias, cast
 import torch
 from torch import Generator, Tensor
 
-from cflow.errors import DomainError, ShapeError, expect_finite, expect_positive
+from cflow.errors import DomainError, ShapeError, expect_finite, expect_positive, known
 from cflow.field import Coefficients, Field, LinearSchedule, PathSchedule, PredictVelocity
 from cflow.field.guidance import steering
 from cflow.samples.curved import CurvedHeun
@@ -341,16 +341,6 @@ def _share(shift: Tensor, missed: Tensor, back: Tensor, reach: float) -> Tensor:
     return share.clamp_min(torch.finfo(share.dtype).tiny).sqrt()
 
 
-def _all_still(going: Tensor) -> bool:
-    """Say whether every sample has stopped; False where values are not known."""
-    if torch.compiler.is_compiling():
-        return False
-    try:
-        return not bool(going.any())
-    except RuntimeError:  # under vmap
-        return False
-
-
 def _conjugate_gradients(
     product: Linear, target: Tensor, batch_dim: int, iterations: int
 ) -> Tensor:
@@ -372,7 +362,7 @@ def _conjugate_gradients(
         onward = product(direction)
         curvature = dot(direction, onward)
         going = (square > enough) & (curvature > 0)
-        if _all_still(going):
+        if known(going.any()) is False:
             break
         length = torch.where(going, square / curvature.clamp_min(limits.tiny), 0.0)
         u, residual = u + length * direction, residual - length * onward

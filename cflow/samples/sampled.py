@@ -13,7 +13,7 @@ from cflow.state import State
 from cflow.transport import ODE, Chain, Likelihood, Transport
 from cflow.transport.exchange import exchanged
 
-__all__ = ["SampledTransport", "with_sampler"]
+__all__ = ["SampledTransport", "rebuilt", "with_sampler"]
 
 
 class SampledTransport(Transport):
@@ -127,6 +127,11 @@ def with_sampler(flow: Flow, sampler: PathSampler, *, progress: bool = False) ->
             f"start from a Gaussian base, got {type(flow.base).__name__} before "
             f"{type(_first(flow.transport)).__name__}; take CurvedEuler or CurvedHeun"
         )
+    return rebuilt(flow, transport)
+
+
+def rebuilt(flow: Flow, transport: Transport) -> Flow:
+    """Return the flow with another transport; modules are shared, so its mode is set by hand."""
     again = Flow(flow.base, transport, context_shape=flow.context_shape)
     again.training = flow.training
     return again

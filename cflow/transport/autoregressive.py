@@ -16,12 +16,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from cflow.errors import DomainError, expect_trailing
+from cflow.errors import DomainError, expect_trailing, plain
 from cflow.nets import MaskedMLP
 from cflow.nets.masked import depths
 from cflow.transport.implicit import attach
 from cflow.transport.incremental import Incremental
-from cflow.transport.inverse_root import known
 from cflow.transport.inversion import Inversion, Triangular, unrolled
 from cflow.transport.transport import Layer
 from cflow.transport.univariate import AffineMap, UnivariateMap, in_full_precision
@@ -108,7 +107,7 @@ class AutoregressiveLayer(Layer):
         expect_trailing("AutoregressiveLayer.pull", "y", y, (len(self.depth),))
         net = self.conditioner if isinstance(self.conditioner, MaskedMLP) else None
         system = Triangular(self._steer, self.univariate, self.depth, net)
-        if not known():  # nor are gradients always those of plain autograd
+        if not plain():  # gradients are not always those of plain autograd there
             x, slopes = unrolled(system, y, context)
             return x, slopes if tracked else None
         rows = y.reshape(-1, y.shape[-1])

@@ -18,9 +18,9 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from cflow.errors import SolverError
+from cflow.errors import SolverError, plain
 
-__all__ = ["bracket", "known", "root"]
+__all__ = ["bracket", "root"]
 
 Move: TypeAlias = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -86,7 +86,7 @@ def _search(push: Move, y: Tensor, theta: Tensor, low: Tensor, high: Tensor, ste
         new = torch.where(settled, x, torch.where(good, newton, (low + high) / 2))
         before, last, x = last, new - x, new
         settled = settled | (last.abs() <= eps / 2 * x.abs().clamp_min(1))
-        if known() and bool(settled.all()):
+        if plain() and bool(settled.all()):
             break
     return x
 
@@ -105,22 +105,15 @@ def bracket(push: Move, y: Tensor, theta: Tensor, *, moves: int = 12) -> tuple[T
     for k in range(moves):
         reach = 4.0 ** (k + 1) * size
         above, below = push(low, theta)[0] > y, push(high, theta)[0] < y
-        if known() and not bool((above | below).any()):
+        if plain() and not bool((above | below).any()):
             break
         low, high = torch.where(above, y - reach, low), torch.where(below, y + reach, high)
     return low, high
 
 
-def known() -> bool:
-    """Tell whether values can steer Python: not in a traced graph, nor under `torch.func`."""
-    if torch.compiler.is_compiling():  # asked first: a graph cannot ask the other
-        return False
-    return torch._C._functorch.maybe_current_level() is None  # type: ignore[attr-defined]
-
-
 def _expect_reached(where: str, x: Tensor, y: Tensor, reached: Tensor, log_slope: Tensor) -> None:
     """Raise unless the map of x is y, up to the rounding of y, of x, and of the map's terms."""
-    if not known():
+    if not plain():
         return
     eps = torch.finfo(x.dtype).eps
     scale = 1 + y.abs() + (1 + x.abs()) * log_slope.exp()
