@@ -106,7 +106,8 @@ def main(settings: Settings) -> dict[str, Any]:
 
     flow, figures = train_flow(images, labels, settings, monitor)
     report |= figures
-    pictures = {"test images": test.images[:10, 0].float()}
+    first = [int((test.labels == k).nonzero()[0]) for k in range(CLASSES)]
+    pictures = {"test images": test.images[first, 0].float()}
     for scale in settings.scales:
         wanted = torch.arange(settings.drawn) % CLASSES
         drawn = sample(flow, wanted, scale, settings)

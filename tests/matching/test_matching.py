@@ -206,9 +206,10 @@ def expect_mean(path: Path, wanted: Law, prediction: Prediction, n: int = 20_000
 def test_conditional_means_are_exact_for_every_schedule_and_prediction(
     schedule: PathSchedule, prediction: Prediction
 ) -> None:
-    """140 z-values in all: false alarms below 1e-6."""
+    """140 z-values in all: false alarms below 1e-6; a mean wrong by a tenth has z above 6."""
     law = MixtureField(GaussianMixture(torch.zeros(1, 2)), mixture(), schedule)
-    expect_mean(AffinePath(schedule), oracle(law, prediction), prediction)
+    n = 80_000 if isinstance(prediction, PredictVelocity) else 20_000  # the noisiest targets
+    expect_mean(AffinePath(schedule), oracle(law, prediction), prediction, n)
 
 
 def test_linear_paths_have_the_exact_conditional_mean() -> None:
