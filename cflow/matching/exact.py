@@ -21,7 +21,7 @@ from cflow.matching.plan import PlanCoupling
 
 __all__ = ["OTCoupling", "network_simplex"]
 
-FEW = 160  # points up to which assignments beat the simplex whatever the laws, as far as measured
+FEW = 64  # points up to which assignments beat the simplex in the plane, as far as measured
 MAX_ITERATIONS = 10_000_000
 
 
@@ -36,10 +36,10 @@ class OTCoupling(PlanCoupling):
     Args:
         solver: "simplex", POT's network simplex, for any sizes and masses; "assignment", SciPy's
             shortest augmenting paths, where the plan is a permutation; or "auto", the assignment
-            for permutations of up to 160 points and else the simplex. All are exact and run on one
-            core. At 128 points of the plane the assignment took 0.6 to 0.9 of the simplex's time;
-            at 1024 0.9 of it between Gaussians, and several times as long towards clusters. In 50
-            dimensions and more it took 0.2 to 0.6 of it at 256 and 1024 points; ask for it there.
+            for permutations of up to 64 points and else the simplex. All are exact and run on one
+            core. In the plane the assignment took 0.8 to 0.9 of the simplex's time at 64 points,
+            1.1 to 1.4 of it at 128 and up to 2 at 256. In 50 dimensions and more it took 0.2 to 0.6
+            of it at 256 and 1024 points; ask for it there.
         cost: As for every coupling that solves for a plan, and so are the next two.
         context_weight: Weight of the distance between contexts; `math.inf` solves class by class.
         replace: Draw pairs from the whole plan, with replacement.
