@@ -15,11 +15,11 @@ import math
 from collections.abc import Sequence
 from typing import cast
 
-import numpy as np
 import torch
 from torch import Generator, Tensor
 
 from cflow.errors import DomainError, ShapeError, expect_finite
+from cflow.matching.batch import expect_masses
 from cflow.matching.exact import network_simplex
 from cflow.typing import Batch, Points
 
@@ -32,7 +32,6 @@ __all__ = [
 ]
 
 EXACT_DISTANCE = "donot_use_mm_for_euclid_dist"  # the quick way loses small distances
-MASS_ERROR = 1e-6  # by which weights may miss one in sum: rounding, not a mistake
 
 
 def bits_per_dim(log_prob: Batch, event_shape: Sequence[int]) -> Batch:
@@ -90,11 +89,13 @@ def wasserstein(
         raise DomainError(f"wasserstein: order must be at least 1 and finite, got {order}")
     expect_finite("wasserstein", "x", a)
     expect_finite("wasserstein", "y", b)
-    masses = _masses("x", weights[0], a), _masses("y", weights[1], b)
+    masses = expect_masses("wasserstein", weights, a, b, sides=("points of x", "points of y"))
     with torch.no_grad():
         far = torch.cdist(a.cpu().double(), b.cpu().double(), compute_mode=EXACT_DISTANCE)
     cost = far.pow(order).numpy()
-    power = float((network_simplex("wasserstein", cost, *masses) * cost).sum())
+    p, q = (None if mass is None else mass.cpu().double().numpy() for mass in masses)
+    plan = network_simplex("wasserstein", cost, p, q)
+    power = float((plan * cost).sum())
     return torch.as_tensor(power ** (1 / order), dtype=x.dtype, device=x.device)
 
 
@@ -200,21 +201,3 @@ def _rows(where: str, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
             f"and {tuple(y.shape)}"
         )
     return x.flatten(1), y.flatten(1)
-
-
-def _masses(name: str, weights: Tensor | None, points: Tensor) -> np.ndarray | None:
-    if weights is None:
-        return None
-    if weights.shape != points.shape[:1]:
-        raise ShapeError(
-            f"wasserstein: weights of {name} must have shape {tuple(points.shape[:1])}, one for "
-            f"each point, got {tuple(weights.shape)}"
-        )
-    masses = weights.detach().cpu().double()
-    total = masses.sum().item()
-    if not bool((masses >= 0).all()) or not abs(total - 1) <= MASS_ERROR:
-        raise DomainError(
-            f"wasserstein: weights of {name} must not be negative and sum to one, got a least of "
-            f"{masses.min().item():g} and a sum of {total:g}; divide them by their sum"
-        )
-    return (masses / total).numpy()

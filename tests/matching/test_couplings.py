@@ -122,6 +122,8 @@ def test_bad_input_is_refused(coupling) -> None:
         coupling(x, x, weights=(torch.tensor([0.5, 0.5, 0.5, -0.5]), None))
     with pytest.raises(DomainError, match=r"sum 0\.8; divide them by their sum"):
         coupling(x, x, weights=(None, torch.full((4,), 0.2)))
+    with pytest.raises(DomainError, match=r"sum 1\.00004; divide"):
+        coupling(x, x, weights=(None, torch.full((4,), 0.25001)))
     with pytest.raises(DomainError, match="weights of the targets must be finite, got nan"):
         coupling(x, x, weights=(None, torch.full((4,), torch.nan)))
 
