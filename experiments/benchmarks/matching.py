@@ -14,10 +14,11 @@ runs/matching_benchmark/report.json.
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from functools import partial
 from importlib.util import find_spec
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -49,19 +50,23 @@ Run = Callable[[], Any]
 
 
 def coupling(settings: Settings) -> list[Row]:
-    """Time the coupling from points to indices, and POT from a cost matrix to a plan."""
+    """Time the coupling from points to indices, and POT from a cost matrix to a plan.
+
+    Every round is another problem, the same one for all.
+    """
     rows = []
     for n in settings.size((128, 256, 1024), (16,)):
-        x0, x1 = torch.randn(n, 2), eight_gaussians(n)
-        cost, mass = SquaredEuclidean()(x0, x1).numpy(), np.full(n, 1 / n)
+        points = [(torch.randn(n, 2), eight_gaussians(n)) for _ in range(settings.size(20, 2))]
+        costs = [(SquaredEuclidean()(x0, x1).numpy(),) for x0, x1 in points]
+        mass = np.full(n, 1 / n)
         contestants: dict[str, Run] = {
-            "cflow": partial(OTCoupling(), x0, x1),
-            "ot.emd": partial(ot.emd, mass, mass, cost, numItermax=10_000_000),
+            "cflow": _in_turn(OTCoupling(), points),
+            "ot.emd": _in_turn(partial(ot.emd, mass, mass, numItermax=10_000_000), costs),
         }
         if PEER:
             from torchcfm.optimal_transport import OTPlanSampler
 
-            contestants["torchcfm"] = partial(OTPlanSampler(method="exact").sample_plan, x0, x1)
+            contestants["torchcfm"] = _in_turn(OTPlanSampler(method="exact").sample_plan, points)
         repeats = settings.rounds(settings.size(4 if n < 1000 else 1, 1))
         seconds = interleave(contestants, repeats, warm_up=2)
         what = f"OT coupling of {n} points, over ot.emd"
@@ -220,6 +225,12 @@ def _torchcfm(settings: Settings, hidden: tuple[int, ...], x1: Tensor) -> Run:
         optimizer.step()
 
     return run
+
+
+def _in_turn(f: Callable[..., Any], problems: Sequence[tuple[Any, ...]]) -> Run:
+    """Return a call of f on the next problem, and after the last on the first again."""
+    turns = cycle(problems)
+    return lambda: f(*next(turns))
 
 
 def _repeated(f: Run, count: int) -> Run:
