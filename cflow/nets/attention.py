@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cflow.errors import DomainError, expect_trailing
+from cflow.nets.modulation import layer_norm
 
 __all__ = ["Cache", "CausalNetwork", "CausalTransformer"]
 
@@ -193,7 +194,7 @@ class CausalTransformer(CausalNetwork):
 
 
 class _Norm(nn.Module):
-    """Layer normalisation, taken in float32 at least."""
+    """Layer normalisation with a learned scale and shift."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -201,9 +202,7 @@ class _Norm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(width))
 
     def forward(self, h: Tensor) -> Tensor:
-        wide = torch.promote_types(h.dtype, torch.float32)
-        weight, bias = self.weight.to(wide), self.bias.to(wide)
-        return functional.layer_norm(h.to(wide), weight.shape, weight, bias).to(h.dtype)
+        return layer_norm(h, self.weight, self.bias)
 
 
 class _Block(nn.Module):

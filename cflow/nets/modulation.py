@@ -52,19 +52,22 @@ class GroupNorm(nn.Module):
         return functional.group_norm(h.to(wide), self.groups, weight, bias, EPSILON).to(h.dtype)
 
 
-def layer_norm(h: Tensor) -> Tensor:
-    """Normalise the last axis to mean 0 and variance 1; scale and shift are the condition's.
+def layer_norm(h: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
+    """Normalise the last axis to mean 0 and variance 1, then scale and shift it where asked.
 
     Example:
         >>> layer_norm(torch.tensor([[1.0, 3.0]]))
         tensor([[-1.0000,  1.0000]])
     """
     wide = h.to(torch.promote_types(h.dtype, torch.float32))
+    weight, bias = (None if z is None else z.to(wide.dtype) for z in (weight, bias))
     if plain():
-        return functional.layer_norm(wide, h.shape[-1:], eps=EPSILON).to(h.dtype)
+        return functional.layer_norm(wide, h.shape[-1:], weight, bias, EPSILON).to(h.dtype)
     # Written out: gradients of the fused kernel's forward mode are wrong (torch 2.13).
     wide = wide - wide.mean(-1, keepdim=True)
-    return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + EPSILON)).to(h.dtype)
+    wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + EPSILON)
+    wide = wide if weight is None else wide * weight
+    return (wide if bias is None else wide + bias).to(h.dtype)
 
 
 def modulated(h: Tensor, scale: Tensor, shift: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 
 from cflow.errors import DomainError, ShapeError
 from cflow.nets import CrossAttention, GroupNorm, SelfAttention
@@ -52,6 +53,11 @@ def test_norms_are_those_of_torch_and_leave_nothing_alone() -> None:
     h = 3 + 2 * torch.randn(4, 64, 3, 5)
     assert torch.allclose(GroupNorm(64)(h), nn.GroupNorm(16, 64, 1e-6)(h), rtol=0, atol=1e-12)
     assert torch.allclose(layer_norm(h), nn.LayerNorm(5, 1e-6)(h), rtol=0, atol=1e-12)
+    scale, shift = torch.randn(5), torch.randn(5)
+    scaled = functional.layer_norm(h, (5,), scale, shift, 1e-6)
+    assert torch.allclose(layer_norm(h, scale, shift), scaled, rtol=0, atol=1e-12)
+    under_func = torch.func.vmap(lambda z: layer_norm(z, scale, shift))(h)  # written out there
+    assert torch.allclose(under_func, scaled, rtol=0, atol=1e-12)
     one_pixel = GroupNorm(8)(torch.randn(4, 8, 1, 1))
     assert bool((one_pixel.abs() > 1e-6).any(1).all())  # groups of one channel would all be zero
     assert [GroupNorm(c).groups for c in (1, 2, 6, 24, 32, 256)] == [1, 1, 1, 4, 8, 32]
@@ -61,7 +67,8 @@ def test_gradients_of_forward_mode_are_those_of_reverse_mode() -> None:
     """torch's own layer norm fails this by a quarter; a checkpointed divergence relies on it."""
     weight = torch.randn(5, 5, requires_grad=True)
     h, v = torch.randn(3, 4, 5), torch.randn(3, 4, 5)
-    for norm in (layer_norm, lambda z: GroupNorm(4)(z[..., None])[..., 0]):
+    learned = lambda z: layer_norm(z, torch.arange(1.0, 6.0), torch.ones(5))
+    for norm in (layer_norm, learned, lambda z: GroupNorm(4)(z[..., None])[..., 0]):
         at = lambda z, norm=norm: norm(z @ weight) @ weight
         forward = (torch.func.jvp(at, (h,), (v,))[1] * v).sum()
         reverse = (torch.func.vjp(at, h)[1](v)[0] * v).sum()
