@@ -1,6 +1,6 @@
 """Transport between two-dimensional laws: the table of conditional flow matching, with its peer.
 
-    python -m experiments.pairs            # about half an hour on two cores
+    python -m experiments.pairs            # 18 to 35 minutes on two cores
     python -m experiments.pairs --smoke    # the same road in seconds
 
 Four pairs of laws and five seeds, as in table 2 of Tong et al. (2024, arXiv 2302.00482): standard
