@@ -1,6 +1,6 @@
 """Cells between snapshots: predict a time that was left out, and all times from the first.
 
-    python -m experiments.single_cell            # about ten minutes on two cores
+    python -m experiments.single_cell            # 6 to 18 minutes on two cores
     python -m experiments.single_cell --smoke    # the same road in seconds
 
 Four sets of cells seen at a few times (`cflow.data.single_cell`). One field over all of time, the
