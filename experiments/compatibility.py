@@ -4,18 +4,16 @@
     python -m experiments.compatibility --resume          # go on after a cut run
     python -m experiments.compatibility --resume --limit 900  # give late cells another chance
     python -m experiments.compatibility --only maf Rotation --resume  # these rows anew
-    python -m experiments.compatibility --smoke           # three rows, into runs/compatibility/
+    python -m experiments.compatibility --smoke           # three rows, into runs/compatibility.md
 
 A cell is the largest difference to eager mode, |a - b| / max(1, |b|), in float32 from fixed seeds,
 or the reason why there is none, taken from the error that was caught. Cells that take longer than
-the limit say so. The page is written after every row; the figures also lie in
-runs/compatibility/rows.json.
+the limit say so. The page is written after every row, and is what --resume reads.
 """
 
 import contextlib
 import importlib.metadata
 import io
-import json
 import logging
 import re
 import signal
@@ -69,8 +67,7 @@ REASONS: tuple[tuple[str, str, str], ...] = (
 class Settings:
     """Everything that can be set from the command line."""
 
-    out: Path = Path("docs/compatibility.md")
-    runs: Path = Path("runs/compatibility")
+    out: Path | None = None  # the page: docs/compatibility.md, or that of --smoke
     only: tuple[str, ...] = ()  # rows whose names begin so; all by default
     resume: bool = False  # keep what an earlier run has found; with --only, of all other rows
     limit: int = 120  # seconds of processor time for one cell
@@ -80,14 +77,9 @@ class Settings:
 
 def main(settings: Settings) -> dict[str, dict[str, str]]:
     """Fill the table row by row, and return its cells."""
-    settings.runs.mkdir(parents=True, exist_ok=True)
-    kept = settings.runs / ("smoke.json" if settings.smoke else "rows.json")
-    page = settings.runs / "smoke.md" if settings.smoke else settings.out
-    found: dict[str, dict[str, str]] = {}
-    if settings.resume and kept.exists():
-        before = json.loads(kept.read_text())
-        if before["versions"] == versions():
-            found = before["rows"]
+    page = settings.out or Path("runs" if settings.smoke else "docs", "compatibility.md")
+    page.parent.mkdir(parents=True, exist_ok=True)
+    found = read(page.read_text()) if settings.resume and page.exists() else {}
     only = settings.only or (SMOKE if settings.smoke else ())
     rows = [row for row in ROWS if row.name.startswith(only)] if only else list(ROWS)
     tasks = []
@@ -97,7 +89,6 @@ def main(settings: Settings) -> dict[str, dict[str, str]]:
             tasks.append((row.name, settings.limit, known))
     for name, cells in measured(tasks, settings.jobs):
         found[name] = cells
-        kept.write_text(json.dumps({"versions": versions(), "rows": found}, indent=1))
         page.write_text(written(found))
         print(f"{name}: {cells}", flush=True)
     return found
@@ -312,14 +303,21 @@ Made by `python -m experiments.compatibility`, with {versions}.
 """
 
 
-def versions() -> dict[str, str]:
-    return {package: importlib.metadata.version(package) for package in PACKAGES}
+def versions() -> str:
+    return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
+
+
+def read(page: str) -> dict[str, dict[str, str]]:
+    """Return the cells of each row of a page, none where it was made with other versions."""
+    if f"with {versions()}." not in page:
+        return {}
+    rows = [line.strip("| ").split(" | ") for line in page.splitlines() if line.startswith("| `")]
+    return {row[0].replace("`", ""): dict(zip(COLUMNS, row[1:], strict=True)) for row in rows}
 
 
 def written(found: dict[str, dict[str, str]]) -> str:
     """Return the page, rows in the order of `ROWS`."""
-    packages = ", ".join(f"{name} {number}" for name, number in versions().items())
-    lines = [HEAD.format(traced=TRACED, run=RUN, versions=packages)]
+    lines = [HEAD.format(traced=TRACED, run=RUN, versions=versions())]
     for section in dict.fromkeys(row.section for row in ROWS):
         rows = [row.name for row in ROWS if row.section == section and row.name in found]
         if not rows:
