@@ -14,10 +14,12 @@ guidance. Figures, all on samples and on the official test images alike:
                the test images; "floor" is that of as many images of the other half, mean and
                standard deviation over draws
     bits       bits per dimension of test images, an upper bound by uniform dequantisation, with the
-               divergence estimated by one Hutchinson probe; "+-" is the standard error
+               divergence estimated by one Hutchinson probe, "+-" the standard error. The solve is
+               adaptive: near t = 1 the field shrinks clouds to the size of a grey level within a
+               hundredth of the path, which a few even steps jump over
 
 Guidance buys accuracy with variety: the distance has its minimum at a small scale. Everything lands
-in runs/classes/: report.json, samples.png, an offline wandb run.
+in runs/classes/: report.json, samples.png, flow.safetensors, an offline wandb run.
 """
 
 import json
@@ -35,7 +37,7 @@ from cflow.data import mnist
 from cflow.field import ClassifierFree
 from cflow.matching import ContextDropout, IndependentCoupling, LinearPath, matching
 from cflow.metrics import bits_per_dim, energy_distance
-from cflow.ode import RK4, Heun
+from cflow.ode import Dopri5, Heun
 from cflow.samples import draw, guided
 from cflow.train import CosineDecay, PolynomialDecay, Trainer, WandbMonitor
 
@@ -57,7 +59,8 @@ class Settings:
     drawn: int = 500  # samples at each scale
     solver_steps: int = 12  # of Heun's method, two evaluations each
     tested: int = 100  # test images whose likelihood is computed
-    likelihood_steps: int = 12  # of RK4, four evaluations each
+    tolerance: float = 1e-4  # of Dopri5 for the likelihood, absolute and relative
+    checked: int = 10  # test images whose likelihood is computed again, a hundred times as finely
     threads: int = 2
     seed: int = 0
     smoke: bool = False  # a few steps of everything
@@ -85,7 +88,7 @@ def main(settings: Settings) -> dict[str, Any]:
     if settings.smoke:
         settings = replace(
             settings, seconds=0.5, classifier_steps=3, batch=8, width=8, scales=(1.0, 2.0),
-            drawn=20, solver_steps=2, tested=2, likelihood_steps=2, threads=1,
+            drawn=20, solver_steps=2, tested=4, tolerance=1e-2, checked=2, threads=1,
         )  # fmt: skip
     torch.set_num_threads(settings.threads)
     settings.out.mkdir(parents=True, exist_ok=True)
@@ -125,8 +128,12 @@ def main(settings: Settings) -> dict[str, Any]:
         report["scales"][str(scale)] = {"accuracy": hits, "distance": distance}
         pictures[f"scale {scale:g}"] = drawn[:10, 0].float()
         print(f"scale {scale:g}: accuracy {hits:.3f}, distance {distance:.4f}", flush=True)
+    flow.save(settings.out / "flow.safetensors")
     report |= likelihood(flow, test.images, test.labels, settings)
-    print(f"bits per dimension {report['bits']:.3f} +- {report['bits_error']:.3f}")
+    print(
+        f"bits per dimension {report['bits']:.3f} +- {report['bits_error']:.3f}, "
+        f"{report['bits_moved']:+.4f} by a solve a hundred times as fine"
+    )
     (settings.out / "report.json").write_text(json.dumps(report, indent=1))
     plots.image_grid(settings.out / "samples.png", pictures)
     monitor.finish()
@@ -162,7 +169,7 @@ def train_flow(
         blocks=1,
         attention=(2,),
         levels=LEVELS,
-        solver=RK4(settings.likelihood_steps),
+        solver=Dopri5(settings.tolerance, settings.tolerance),
     )
     path, coupling = LinearPath(), IndependentCoupling()
     hide = ContextDropout(settings.hidden, null=CLASSES)
@@ -204,12 +211,20 @@ def sample(flow: Flow, labels: Tensor, scale: float, settings: Settings) -> Tens
 
 @torch.no_grad()
 def likelihood(flow: Flow, x: Tensor, y: Tensor, settings: Settings) -> dict[str, float]:
-    """Return bits per dimension of the first test images."""
-    generator = Generator().manual_seed(settings.seed + 1)
-    parts = zip(x[: settings.tested].split(50), y[: settings.tested].split(50), strict=True)
-    log_p = torch.cat([flow.log_prob(a, b, generator=generator) for a, b in parts])
-    bits = bits_per_dim(log_p, SHAPE)
-    return {"bits": bits.mean().item(), "bits_error": (bits.std() / len(bits) ** 0.5).item()}
+    """Return bits per dimension of the first test images, and how far a finer solve moves them."""
+
+    def bits(flow: Flow, count: int) -> Tensor:
+        generator = Generator().manual_seed(settings.seed + 1)  # the same dequantisation and probes
+        return bits_per_dim(flow.log_prob(x[:count], y[:count], generator=generator), SHAPE)
+
+    found = bits(flow, settings.tested)
+    fine = flow.with_solver(Dopri5(settings.tolerance / 100, settings.tolerance / 100))
+    moved = bits(fine, settings.checked) - bits(flow, settings.checked)
+    return {
+        "bits": found.mean().item(),
+        "bits_error": (found.std() / len(found) ** 0.5).item(),
+        "bits_moved": moved.mean().item(),
+    }
 
 
 if __name__ == "__main__":
