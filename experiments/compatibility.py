@@ -79,7 +79,8 @@ def main(settings: Settings) -> dict[str, dict[str, str]]:
     """Fill the table row by row, and return its cells."""
     page = settings.out or Path("runs" if settings.smoke else "docs", "compatibility.md")
     page.parent.mkdir(parents=True, exist_ok=True)
-    found = read(page.read_text()) if settings.resume and page.exists() else {}
+    before = page.read_text() if settings.resume and page.exists() else ""
+    found = read(before) if f"with {versions()}." in before else {}
     only = settings.only or (SMOKE if settings.smoke else ())
     rows = [row for row in ROWS if row.name.startswith(only)] if only else list(ROWS)
     tasks = []
@@ -308,9 +309,7 @@ def versions() -> str:
 
 
 def read(page: str) -> dict[str, dict[str, str]]:
-    """Return the cells of each row of a page, none where it was made with other versions."""
-    if f"with {versions()}." not in page:
-        return {}
+    """Return the cells of each row of a page, which `written` wrote."""
     rows = [line.strip("| ").split(" | ") for line in page.splitlines() if line.startswith("| `")]
     return {row[0].replace("`", ""): dict(zip(COLUMNS, row[1:], strict=True)) for row in rows}
 

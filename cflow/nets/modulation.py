@@ -1,4 +1,4 @@
-"""Norms without memory and what a condition does to them: the pieces that UNet and DiT share.
+"""Norms without memory and what a condition does to them: the pieces that image networks share.
 
     AdaLN, AdaGN:  y = norm(h) (1 + scale) + shift,    (scale, shift) = W silu(c) + b
 
@@ -63,8 +63,8 @@ def layer_norm(h: Tensor, weight: Tensor | None = None, bias: Tensor | None = No
     weight, bias = (None if z is None else z.to(wide.dtype) for z in (weight, bias))
     if plain() or torch.compiler.is_exporting():
         return functional.layer_norm(wide, h.shape[-1:], weight, bias, EPSILON).to(h.dtype)
-    # Written out: gradients of the fused kernel's forward mode are wrong (torch 2.13). No one takes
-    # them of an exported graph.
+    # Written out: gradients of the fused kernel's forward mode are wrong (torch 2.13). An exported
+    # graph has none.
     wide = wide - wide.mean(-1, keepdim=True)
     wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + EPSILON)
     wide = wide if weight is None else wide * weight

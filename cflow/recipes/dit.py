@@ -53,8 +53,8 @@ def dit(
         dropout: Dropout probability of the field, in training.
         time_scale: Largest angular frequency at which the network sees time, in radians.
         levels: Number of grey levels of integer images, or None for floating images.
-        solver: How the ODE is integrated; `Dopri5()` by default. A likelihood in grey levels needs
-            short steps near t = 1, `RK4(48, grid=EDMGrid())`; even ones give too few nats.
+        solver: How the ODE is integrated; `Dopri5()` by default. Fixed steps must be short near
+            t = 1, `RK4(48, grid=EDMGrid())`: even ones make likelihoods of grey levels too high.
         divergence: How the log-determinant is computed; `Hutchinson()` by default.
         adjoint: How gradients pass through the solve; `Direct()` by default.
 
