@@ -4,6 +4,7 @@ from cflow.field.condition import Condition
 from cflow.field.cost import Cost, CostSum, JacobianNorm, KineticEnergy
 from cflow.field.divergence import Analytic, Divergence, Exact, Hutchinson, Rates
 from cflow.field.field import AnalyticField, Field, FunctionField
+from cflow.field.flow_map import FlowMap, InstantField, NetworkFlowMap, SpanTime
 from cflow.field.gated import Conditioning, GatedField, GatedLinear
 from cflow.field.guidance import AutoGuided, ClassifierFree, LogDensityGuided
 from cflow.field.image import DiTField, UNetField
@@ -50,6 +51,7 @@ __all__ = [
     "Ends",
     "Exact",
     "Field",
+    "FlowMap",
     "FourierTime",
     "FunctionField",
     "FunctionSchedule",
@@ -57,6 +59,7 @@ __all__ = [
     "GatedLinear",
     "GaussianMixture",
     "Hutchinson",
+    "InstantField",
     "JacobianNorm",
     "KineticEnergy",
     "LinearSchedule",
@@ -65,6 +68,7 @@ __all__ = [
     "LogDensityGuided",
     "MLPField",
     "MixtureField",
+    "NetworkFlowMap",
     "PathSchedule",
     "PolynomialSchedule",
     "PredictNoise",
@@ -76,6 +80,7 @@ __all__ = [
     "Rates",
     "RetimedField",
     "SinusoidalTime",
+    "SpanTime",
     "TimeEmbedding",
     "TwoLayerField",
     "UNetField",

@@ -68,7 +68,7 @@ class Condition(nn.Module):
         """Return the condition, in the dtype of the weights.
 
         Args:
-            t: Times in [0, 1], `(*batch,)`.
+            t: Times in [0, 1], `(*batch,)`, or whatever the embedding takes.
             context: Labels `(*batch,)`, 0 to `classes`, or vectors `(*batch, context)`, or None.
 
         Returns:
@@ -82,7 +82,7 @@ class Condition(nn.Module):
         dtype = self.second.weight.dtype
         c = self.second(functional.silu(self.first(self.time(t).to(dtype))))
         if self.labels is not None:
-            return c + self._of_labels(t, context, self.labels)
+            return c + self._of_labels(c.shape[:-1], context, self.labels)
         if context is None:
             return c
         if self.given is None:
@@ -90,18 +90,18 @@ class Condition(nn.Module):
                 f"Condition: there is no context here, got one of shape {tuple(context.shape)}; "
                 "build the field with classes or context"
             )
-        expect_trailing("Condition", "context", context, (*t.shape, self.context))
+        expect_trailing("Condition", "context", context, (*c.shape[:-1], self.context))
         return c + self.given(context.to(dtype))
 
-    def _of_labels(self, t: Tensor, labels: Tensor | None, table: nn.Embedding) -> Tensor:
+    def _of_labels(self, batch: torch.Size, labels: Tensor | None, table: nn.Embedding) -> Tensor:
         if labels is None:
             return table.weight[-1]
         if labels.is_floating_point():
             raise DomainError(f"Condition: labels must be integers, got {labels.dtype}")
-        if labels.shape != t.shape:
+        if labels.shape != batch:
             raise ShapeError(
                 f"Condition: there must be one label for each time, got labels of shape "
-                f"{tuple(labels.shape)} and times of {tuple(t.shape)}"
+                f"{tuple(labels.shape)} and times of {tuple(batch)}"
             )
         # Only where looking is free; elsewhere torch's embedding asserts.
         if labels.device.type == "cpu" and known((labels > self.classes).any()):

@@ -15,7 +15,7 @@ from torch import Tensor
 from cflow.errors import DomainError, ShapeError, expect_trailing
 from cflow.field.condition import Condition
 from cflow.field.field import Field
-from cflow.field.time import SinusoidalTime
+from cflow.field.time import SinusoidalTime, TimeEmbedding
 from cflow.nets import DiT, UNet
 from cflow.typing import Points, Times
 
@@ -38,6 +38,7 @@ class UNetField(Field):
         heads: Attention heads; they share the channels.
         dropout: Probability with which an entry within a block is silenced in training.
         time_scale: Largest angular frequency at which the network sees time, in radians.
+        time: How the network sees time, in place of sinusoidal waves; a `SpanTime` for a flow map.
 
     Attributes:
         null: The context that says nothing: `classes` for labels (a negative one means the same),
@@ -72,6 +73,7 @@ class UNetField(Field):
         heads: int = 4,
         dropout: float = 0.0,
         time_scale: float = 1000.0,
+        time: TimeEmbedding | None = None,
     ) -> None:
         super().__init__()
         self.shape = _expect_one_context("UNetField", shape, classes, context, tokens)
@@ -87,14 +89,14 @@ class UNetField(Field):
             heads=heads,
             dropout=dropout,
         )
-        time = SinusoidalTime(max(1, width // 2), scale=time_scale)
+        time = time or SinusoidalTime(max(1, width // 2), scale=time_scale)
         self.condition = Condition(4 * width, time, classes=classes, context=context)
         self.null = 0.0 if tokens else self.condition.null
 
     def forward(self, t: Times, x: Points, context: Tensor | None = None) -> Points:
         expect_trailing("UNetField", "x", x, self.shape)
         if self.net.tokens:
-            _expect_tokens("UNetField", t, context, self.net.tokens)
+            _expect_tokens("UNetField", x, context, self.net.tokens)
             return self.net(x, self.condition(t), context).to(x.dtype)
         return self.net(x, self.condition(t, context)).to(x.dtype)
 
@@ -118,6 +120,7 @@ class DiTField(Field):
         dropout: Probability with which a hidden unit is silenced in training.
         frequencies: Frequencies at which the network sees time.
         time_scale: The largest of them, in radians.
+        time: How the network sees time, in place of those; a `SpanTime` for a flow map.
 
     Attributes:
         null: The context that says nothing, as for `UNetField`.
@@ -152,6 +155,7 @@ class DiTField(Field):
         dropout: float = 0.0,
         frequencies: int = 128,
         time_scale: float = 1000.0,
+        time: TimeEmbedding | None = None,
     ) -> None:
         super().__init__()
         self.shape = _expect_one_context("DiTField", shape, classes, context, tokens)
@@ -167,14 +171,14 @@ class DiTField(Field):
             expansion=expansion,
             dropout=dropout,
         )
-        time = SinusoidalTime(frequencies, scale=time_scale)
+        time = time or SinusoidalTime(frequencies, scale=time_scale)
         self.condition = Condition(width, time, classes=classes, context=context)
         self.null = 0.0 if tokens else self.condition.null
 
     def forward(self, t: Times, x: Points, context: Tensor | None = None) -> Points:
         expect_trailing("DiTField", "x", x, self.shape)
         if self.net.tokens:
-            _expect_tokens("DiTField", t, context, self.net.tokens)
+            _expect_tokens("DiTField", x, context, self.net.tokens)
             return self.net(x, self.condition(t), context).to(x.dtype)
         return self.net(x, self.condition(t, context)).to(x.dtype)
 
@@ -197,12 +201,12 @@ def _expect_one_context(
     return tuple(shape)
 
 
-def _expect_tokens(where: str, t: Tensor, context: Tensor | None, tokens: int) -> None:
+def _expect_tokens(where: str, x: Tensor, context: Tensor | None, tokens: int) -> None:
     if context is None:
         return
     batch = context.shape[:-2] if context.dim() > 1 else None
-    if batch != t.shape or context.shape[-1] != tokens or not context.shape[-2]:
+    if batch != x.shape[:-3] or context.shape[-1] != tokens or not context.shape[-2]:
         raise ShapeError(
-            f"{where}: the context must be a sequence {(*t.shape, 'any', tokens)}, got "
+            f"{where}: the context must be a sequence {(*x.shape[:-3], 'any', tokens)}, got "
             f"{tuple(context.shape)}"
         )
