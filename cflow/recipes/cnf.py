@@ -1,17 +1,20 @@
-"""A continuous normalizing flow: one velocity field, N solver steps.
+"""A continuous normalizing flow: a velocity field in N solver steps, or its average in few leaps.
 
-Train it by maximum likelihood (`nll`) or by flow matching (`matching(flow.transport.field, ...)`).
-Source: Chen et al. (2018), arXiv 1806.07366; Lipman et al. (2023), arXiv 2210.02747.
+Train it by maximum likelihood (`nll`) or by flow matching (`matching(flow.transport.field, ...)`),
+the average velocity by `mean_flow(flow.transport.flow_map, ...)`.
+Source: Chen et al. (2018), arXiv 1806.07366; Lipman et al. (2023), arXiv 2210.02747; Geng et al.
+(2025), arXiv 2505.13447.
 """
 
 from collections.abc import Sequence
 
 from cflow.base import Gaussian
-from cflow.field import Cost, Divergence, MLPField
+from cflow.errors import DomainError
+from cflow.field import Cost, Divergence, FourierTime, MLPField, NetworkFlowMap, SpanTime
 from cflow.flow import Flow
 from cflow.ode import Solver
 from cflow.recipes.recipe import recipe
-from cflow.transport import ODE
+from cflow.transport import ODE, Leap, with_solver
 
 __all__ = ["cnf"]
 
@@ -28,6 +31,7 @@ def cnf(
     solver: Solver | None = None,
     divergence: Divergence | None = None,
     cost: Cost | None = None,
+    average: bool = False,
 ) -> Flow:
     """Build a velocity-field flow on vectors.
 
@@ -41,19 +45,32 @@ def cnf(
         solver: How the ODE is integrated; `Dopri5()` by default.
         divergence: How the log-determinant is computed; `Exact()` by default.
         cost: A regulariser for maximum likelihood training.
+        average: Learn the average velocity between two times instead, and leap along it: one leap,
+            or `Euler(k)` as the solver for k. `divergence` and `cost` are those of an ODE.
+
+    Raises:
+        DomainError: Leaps are asked for together with what only an ODE has.
 
     Example:
         >>> import torch
         >>> cnf(features=2).sample(5).shape
         torch.Size([5, 2])
+        >>> cnf(features=2, average=True).sample(5).shape  # one evaluation
+        torch.Size([5, 2])
     """
+    time = FourierTime(frequencies)
     field = MLPField(
         features,
         context,
         hidden_features=hidden_features,
-        frequencies=frequencies,
+        time=SpanTime(time, FourierTime(frequencies)) if average else time,
         residual=residual,
         dropout=dropout,
     )
-    transport = ODE(field, solver, divergence=divergence, cost=cost)
+    if average:
+        if divergence is not None or cost is not None:
+            raise DomainError("cnf: divergence and cost belong to an ODE; leave them out to leap")
+        transport = with_solver(Leap(NetworkFlowMap(field)), solver)
+    else:
+        transport = ODE(field, solver, divergence=divergence, cost=cost)
     return Flow(Gaussian(features), transport, context_shape=(context,) if context else None)

@@ -11,7 +11,12 @@ from collections.abc import Sequence
 from cflow.field import DiTField, Divergence
 from cflow.flow import Flow
 from cflow.ode import Adjoint, Solver
-from cflow.recipes.image_field import context_sizes, field_shape, image_field_flow
+from cflow.recipes.image_field import (
+    context_sizes,
+    field_shape,
+    image_field_flow,
+    span_time,
+)
 from cflow.recipes.recipe import recipe
 
 __all__ = ["dit"]
@@ -34,6 +39,7 @@ def dit(
     solver: Solver | None = None,
     divergence: Divergence | None = None,
     adjoint: Adjoint | None = None,
+    average: bool = False,
 ) -> Flow:
     """Build a flow of images along the velocity of a DiT; it starts as the identity.
 
@@ -57,6 +63,8 @@ def dit(
             t = 1, `RK4(48, grid=EDMGrid())`: even ones make likelihoods of grey levels too high.
         divergence: How the log-determinant is computed; `Hutchinson()` by default.
         adjoint: How gradients pass through the solve; `Direct()` by default.
+        average: Learn the average velocity between two times instead, by `mean_flow`, and leap
+            along it; `time_scale` should then be small, 30 say, and the solver is `Euler(leaps)`.
 
     Raises:
         DomainError: The shape is not that of images, the patch does not divide it, a size is out of
@@ -84,7 +92,8 @@ def dit(
         expansion=expansion,
         dropout=dropout,
         time_scale=time_scale,
+        time=span_time(128, time_scale) if average else None,
     )
     given = () if classes else context_shape
-    flow = image_field_flow(field, shape, context_shape=given, levels=levels)
+    flow = image_field_flow(field, shape, context_shape=given, levels=levels, average=average)
     return flow.with_solver(solver, divergence=divergence, adjoint=adjoint)

@@ -1,18 +1,18 @@
 """A flow of images along a field: noise of an image's shape, an ODE, and the way to the data.
 
-noise (channels, height, width) --ODE--> [-1, 1] (--drop channel--> --scale, floor--> levels)
+noise (channels, height, width) --ODE or leaps--> [-1, 1] (--drop channel, scale, floor--> levels)
 """
 
 from collections.abc import Sequence
 
 from cflow.base import Gaussian
 from cflow.errors import DomainError
-from cflow.field import Field, Hutchinson
+from cflow.field import Field, Hutchinson, NetworkFlowMap, SinusoidalTime, SpanTime, TimeEmbedding
 from cflow.flow import Flow
 from cflow.manifold import Euclidean
-from cflow.transport import ODE, Affine, Chain, Dequantize, Reshape, Transport
+from cflow.transport import ODE, Affine, Chain, Dequantize, Leap, Reshape, Transport
 
-__all__ = ["context_sizes", "field_shape", "image_field_flow"]
+__all__ = ["context_sizes", "field_shape", "image_field_flow", "span_time"]
 
 
 def field_shape(where: str, shape: Sequence[int]) -> tuple[int, ...]:
@@ -55,12 +55,24 @@ def context_sizes(where: str, classes: int, context_shape: Sequence[int] | None)
     return (context_shape[0], 0) if vector else (0, context_shape[1])
 
 
+def span_time(frequencies: int, scale: float) -> TimeEmbedding:
+    """Return how the network of average velocities sees the start and the span.
+
+    Example:
+        >>> span_time(4, 30.0).features
+        16
+    """
+    start, span = (SinusoidalTime(frequencies, scale=scale) for _ in range(2))
+    return SpanTime(start, span)
+
+
 def image_field_flow(
     field: Field,
     shape: Sequence[int],
     *,
     context_shape: Sequence[int] | None = None,
     levels: int | None = None,
+    average: bool = False,
 ) -> Flow:
     """Return the flow of images along a field on (channels, height, width).
 
@@ -69,6 +81,7 @@ def image_field_flow(
         shape: Shape of one image of the data, (channels, height, width) or (height, width).
         context_shape: Shape of one condition of the field, or None.
         levels: Number of grey levels of integer images, or None for floating images.
+        average: Leap along the field, whose network then sees two times.
 
     Example:
         >>> from cflow.field import UNetField
@@ -78,11 +91,13 @@ def image_field_flow(
         ((1, 4, 4), (4, 4))
     """
     full = field_shape("image_field_flow", shape)
-    ode = ODE(field, manifold=Euclidean(3), divergence=Hutchinson())
+    carrier: Transport = ODE(field, manifold=Euclidean(3), divergence=Hutchinson())
+    if average:
+        carrier = Leap(NetworkFlowMap(field), event_dim=3)
     parts: list[Transport] = []
     if len(shape) == 2:
         parts.append(Reshape(full, tuple(shape)))
     if levels is not None:
         parts += [Affine(0.5, 0.5), Dequantize(levels)]
-    transport = Chain(ode, *parts) if parts else ode
+    transport = Chain(carrier, *parts) if parts else carrier
     return Flow(Gaussian(full), transport, context_shape=context_shape)

@@ -15,7 +15,9 @@ from cflow.transport.guidance import Guidance, GuidedTransport
 from cflow.transport.householder import HouseholderLinear, QRLinear, SVDLinear
 from cflow.transport.image_coupling import ImageCouplingLayer
 from cflow.transport.incremental import Incremental
+from cflow.transport.instantaneous import instantaneous
 from cflow.transport.inversion import GaussSeidel, Inversion, Jacobi, Passes
+from cflow.transport.leap import Leap
 from cflow.transport.learned import Elementwise
 from cflow.transport.linear import Permutation, Reshape
 from cflow.transport.logistic_mixture import LogisticMixtureMap
@@ -24,11 +26,12 @@ from cflow.transport.multiscale import Split, multiscale
 from cflow.transport.naf import NeuralMap
 from cflow.transport.noise import GaussianNoise, LabelDropout
 from cflow.transport.norm import ActNorm, MovingBatchNorm, Standardize
-from cflow.transport.ode import ODE, with_solver
+from cflow.transport.ode import ODE
 from cflow.transport.patches import Patches
 from cflow.transport.residual import ResidualLayer, with_logdet
 from cflow.transport.rotation import Rotation
 from cflow.transport.series import Cutoff, ExactLogDet, Geometric, LogDet, Poisson, RussianRoulette
+from cflow.transport.solved import with_solver
 from cflow.transport.spline import RationalQuadraticMap
 from cflow.transport.squeeze import Squeeze
 from cflow.transport.transformer import TransformerLayer
@@ -77,6 +80,7 @@ __all__ = [
     "LULinear",
     "LabelDropout",
     "Layer",
+    "Leap",
     "Likelihood",
     "LogDet",
     "LogisticMixtureMap",
@@ -105,6 +109,7 @@ __all__ = [
     "UnivariateMap",
     "VariationalDequantize",
     "initialize",
+    "instantaneous",
     "invertible_conv1x1",
     "masks",
     "multiscale",

@@ -22,11 +22,10 @@ from cflow.field import Analytic, AnalyticField, Cost, Divergence, Exact, Field
 from cflow.manifold import Euclidean, Manifold, Projector
 from cflow.ode import Adjoint, Direct, Dopri5, Solution, Solver
 from cflow.state import State
-from cflow.transport.exchange import exchanged
 from cflow.transport.transport import Likelihood, Shape, Transport
 from cflow.typing import Points
 
-__all__ = ["ODE", "with_solver"]
+__all__ = ["ODE"]
 
 
 class ODE(Transport):
@@ -255,44 +254,6 @@ class ODE(Transport):
                 f"ODE: {type(manifold).__name__} does not say its divergence, so it can sample and "
                 "train but has no likelihood; use a cflow.manifold with the induced metric"
             )
-
-
-def with_solver(
-    transport: Transport,
-    solver: Solver | None = None,
-    *,
-    divergence: Divergence | None = None,
-    adjoint: Adjoint | None = None,
-) -> Transport:
-    """Return the transport with every ODE in it solved in another way; all modules are shared.
-
-    Args:
-        transport: The transport.
-        solver: How the ODEs are integrated; None, here and below, keeps what each has.
-        divergence: How their log-determinants are computed.
-        adjoint: How gradients pass through their solves.
-
-    Example:
-        >>> from cflow.field import MLPField
-        >>> from cflow.ode import Euler
-        >>> with_solver(ODE(MLPField(2)), Euler(4)).solver
-        Euler(steps=4)
-    """
-
-    def again(part: Transport) -> Transport | None:
-        if not isinstance(part, ODE):
-            return None
-        return ODE(
-            part.field,
-            part.solver if solver is None else solver,
-            manifold=part.manifold,
-            divergence=part.divergence if divergence is None else divergence,
-            adjoint=part.adjoint if adjoint is None else adjoint,
-            cost=part.cost,
-            steer=part.steer,
-        )
-
-    return exchanged(transport, again)
 
 
 def _flatten(leaf: Tensor | None, batch: Shape) -> Tensor | None:

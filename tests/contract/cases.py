@@ -18,10 +18,13 @@ from cflow.field import (
     CostSum,
     Exact,
     Field,
+    FourierTime,
     GatedField,
     JacobianNorm,
     KineticEnergy,
     MLPField,
+    NetworkFlowMap,
+    SpanTime,
     TwoLayerField,
 )
 from cflow.manifold import Euclidean
@@ -34,6 +37,7 @@ from cflow.transport import (
     Chain,
     CouplingLayer,
     Inverse,
+    Leap,
     Logit,
     MovingBatchNorm,
     Permutation,
@@ -101,6 +105,12 @@ def mixed(features: int = 3, context: int = 0) -> Chain:
     )
 
 
+def leap(leaps: int = 1, context: int = 0) -> Leap:
+    time = SpanTime(FourierTime(2), FourierTime(2))
+    net = MLPField(3, context, hidden_features=(16, 16), time=time)
+    return Leap(NetworkFlowMap(net), Euler(leaps))
+
+
 TRANSPORTS = [
     TransportCase("coupling", coupling),
     TransportCase("coupling, context", lambda: coupling(3, 2), context=(2,)),
@@ -115,6 +125,8 @@ TRANSPORTS = [
     TransportCase("sigmoid", lambda: Inverse(Logit(0.0)), event=(2, 2)),
     TransportCase("inverse coupling", lambda: Inverse(coupling())),
     TransportCase("empty chain", Chain),
+    TransportCase("leap", leap, traceable=False),
+    TransportCase("leaps, context", lambda: leap(3, 2), context=(2,), traceable=False),
     TransportCase("ode, euler", lambda: ODE(small(), Euler(60)), round_trip=5e-2, jacobian=2e-3),
     TransportCase(
         "ode, midpoint", lambda: ODE(small(), Midpoint(30)), round_trip=5e-5, jacobian=5e-5
