@@ -14,6 +14,7 @@ from cflow.ode.problem import Time
 from cflow.ode.reversible import Reversible
 from cflow.ode.solver import Solution, Solver, Status, march
 from cflow.ode.tableau import Tableau
+from cflow.ode.tuned import Tuned
 
 __all__ = [
     "RK4",
@@ -45,6 +46,7 @@ __all__ = [
     "Torchdiffeq",
     "Torchdyn",
     "Tsit5",
+    "Tuned",
     "UniformGrid",
     "march",
     "rms_of_leaves",

@@ -31,6 +31,7 @@ SOLVERS = (
     ode.RK4,
     ode.AdamsBashforth2,
     ode.AdamsBashforth3,
+    ode.Tuned,
     ode.Dopri5,
     ode.Tsit5,
     ode.BogackiShampine,

@@ -1,6 +1,7 @@
 """Draw samples: samplers along a path, guidance on the way, denoising afterwards."""
 
 from cflow.samples.batches import draw, log_probs
+from cflow.samples.calibrate import Calibration, calibrate
 from cflow.samples.corrector import PredictorCorrector
 from cflow.samples.curved import CurvedEuler, CurvedHeun
 from cflow.samples.denoise import denoise, guided
@@ -25,6 +26,7 @@ from cflow.samples.stochastic import SDE, NoiseRefresh, Overshooting, Stochastic
 
 __all__ = [
     "SDE",
+    "Calibration",
     "ConstantNoise",
     "CurvedEuler",
     "CurvedHeun",
@@ -46,6 +48,7 @@ __all__ = [
     "StochasticSampler",
     "TweedieCovariance",
     "Walk",
+    "calibrate",
     "denoise",
     "draw",
     "guided",
