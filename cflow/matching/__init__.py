@@ -8,6 +8,7 @@ from cflow.matching.dropout import ContextDropout
 from cflow.matching.entropic import EntropicCoupling
 from cflow.matching.exact import OTCoupling
 from cflow.matching.loss import Regression, matching, regression, squared_error
+from cflow.matching.mean_flow import Spans, mean_flow
 from cflow.matching.partial import PartialCoupling
 from cflow.matching.path import AffinePath, LinearPath, Path, PathPoint, SchedulePath
 from cflow.matching.plan import PlanCoupling
@@ -59,6 +60,7 @@ __all__ = [
     "SchedulePath",
     "SemiDiscreteCoupling",
     "SigmaWeight",
+    "Spans",
     "SplinePath",
     "SquaredEuclidean",
     "Stratified",
@@ -72,6 +74,7 @@ __all__ = [
     "euler_times",
     "fit_semidiscrete",
     "matching",
+    "mean_flow",
     "reflow_pairs",
     "regression",
     "snapshot_matching",
