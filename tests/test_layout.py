@@ -20,6 +20,7 @@ FLOORS = {
     "flow": 4, "distribution": 4, "likelihood": 4, "matching": 4, "samples": 4,
     "importance": 4, "variational": 4,
     "recipes": 5, "train": 5, "export": 5, "plots": 5, "metrics": 5, "testing": 5,
+    "cli": 6,
 }  # fmt: skip
 NEIGHBOURS = {
     ("archive", "errors"),

@@ -17,6 +17,7 @@ from cflow.recipes.nsf import nsf
 from cflow.recipes.realnvp import realnvp
 from cflow.recipes.recipe import load, recipe
 from cflow.recipes.residual import residual
+from cflow.recipes.standardized import standardized
 from cflow.recipes.tarflow import tarflow
 from cflow.recipes.umnn import umnn
 from cflow.recipes.unet import unet
@@ -41,6 +42,7 @@ __all__ = [
     "realnvp",
     "recipe",
     "residual",
+    "standardized",
     "tarflow",
     "umnn",
     "unet",

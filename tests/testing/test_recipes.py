@@ -85,6 +85,9 @@ CASES = {
         levels=5,
         edge=0.3,
     ),
+    "standardized": case(
+        lambda: recipes.standardized(recipes.nsf(2, bins=3, kind="coupling", **DEEP))
+    ),
     "images": case(
         lambda: recipes.images(recipes.realnvp(4, **DEEP), (2, 2), levels=5), GREY, levels=5
     ),

@@ -1,0 +1,5 @@
+"""The command line: train, sample, log-prob and info; `main` is the entry point."""
+
+from cflow.cli.entry import main
+
+__all__ = ["main"]
