@@ -34,7 +34,9 @@ from cflow.matching import (
     LinearPath,
     OTCoupling,
     PairedCoupling,
-    euler_times,
+    StepTimes,
+    TimeLaw,
+    UniformTimes,
     matching,
     reflow_pairs,
 )
@@ -210,28 +212,34 @@ def train_field(run: Run, train: Tensor, validation: Tensor) -> Flow:
 def straighten(run: Run, flow: Flow) -> tuple[Flow, Flow]:
     """Reflow the field on pairs of its own making, then distil it to two Euler steps."""
     settings, held = run.settings, max(1, run.settings.pairs // 20)
-    teacher = ODE(ode(flow).field, Heun(20))
-    generator = torch.Generator().manual_seed(settings.seed)
-    x0, x1 = reflow_pairs(flow.base, teacher, settings.pairs, batch=4096, generator=generator)
+    teacher = flow.with_solver(Heun(20))
+    x0, x1 = reflow_pairs(teacher, settings.pairs, chunk=4096, seed=settings.seed)
     pairs, held_pairs = (x0[held:], x1[held:]), (x0[:held], x1[:held])
     run.lap("pairs")
 
-    def on_pairs(model: Flow, a: Tensor, b: Tensor, *, generator: torch.Generator) -> Tensor:
-        path, coupling = LinearPath(), PairedCoupling()
-        return matching(ode(model).field, path, coupling, b, x0=a, generator=generator)
+    def at(times: TimeLaw) -> Callable[..., Tensor]:
+        """Return the loss on pairs at some times: all for reflow, two for distillation."""
 
-    def on_grid(model: Flow, a: Tensor, b: Tensor, *, generator: torch.Generator) -> Tensor:
-        t = euler_times(len(a), 2, like=a, generator=generator)
-        return matching(ode(model).field, LinearPath(), PairedCoupling(), b, x0=a, t=t)
+        def loss(model: Flow, a: Tensor, b: Tensor, *, generator: torch.Generator) -> Tensor:
+            return matching(
+                ode(model).field, LinearPath(), PairedCoupling(), b,
+                x0=a, times=times, generator=generator,
+            )  # fmt: skip
+
+        return loss
 
     straight = copy.deepcopy(flow)
     for module in straight.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0  # pairs made by a field are to be fitted, not smoothed
     steps = settings.reflow_steps
-    run.fit("reflow", straight, on_pairs, pairs, held_pairs, steps=steps, lr=5e-4, decay=0.0)
+    run.fit(
+        "reflow", straight, at(UniformTimes()), pairs, held_pairs, steps=steps, lr=5e-4, decay=0.0
+    )
     distilled, steps = copy.deepcopy(straight), settings.distil_steps
-    run.fit("distilled", distilled, on_grid, pairs, held_pairs, steps=steps, lr=1e-3, decay=0.0)
+    run.fit(
+        "distilled", distilled, at(StepTimes(2)), pairs, held_pairs, steps=steps, lr=1e-3, decay=0.0
+    )
     return straight, distilled
 
 

@@ -31,6 +31,7 @@ NEIGHBOURS = {
     ("flow", "distribution"),
     ("distribution", "flow"),  # for type checkers only
     ("likelihood", "flow"),
+    ("matching", "flow"),  # reflow: pairs that a flow makes
     ("samples", "flow"),
     ("importance", "flow"),
     ("variational", "flow"),
@@ -133,14 +134,14 @@ def test_public_names_are_documented(cls: type) -> None:
 
 def test_options_without_parameters_are_frozen() -> None:
     from cflow.field import Divergence, PathSchedule, Prediction
-    from cflow.matching import LossWeight, PlanCoupling, TimeLaw
+    from cflow.matching import LossWeight, PlanCoupling, TimeLaw, VelocityError
     from cflow.ode import Adjoint, Solver
     from cflow.samples import EndCovariance, NoiseLevel, PathSampler
     from cflow.train import Schedule
     from cflow.transport import Cutoff, FixedPoint, Inversion, LogDet, UnivariateMap
 
     transport = (UnivariateMap, Inversion, LogDet, Cutoff, FixedPoint)
-    matching = (PathSchedule, Prediction, LossWeight, PlanCoupling, TimeLaw)
+    matching = (PathSchedule, Prediction, LossWeight, PlanCoupling, TimeLaw, VelocityError)
     sampling = (EndCovariance, NoiseLevel, PathSampler)
     for kind in (Solver, Adjoint, Divergence, Schedule, *transport, *matching, *sampling):
         for cls in classes():

@@ -1,4 +1,4 @@
-"""Flow matching: paths, couplings, the regression loss, and reflow."""
+"""Flow matching: paths, couplings, the regression loss, reflow and distillation."""
 
 from cflow.matching.bridge import BridgePath, BridgeProcess, bridge_error, bridge_matching
 from cflow.matching.chain import along, chain
@@ -6,17 +6,22 @@ from cflow.matching.cost import GeodesicCost, SquaredEuclidean
 from cflow.matching.coupling import Coupling, IndependentCoupling, PairedCoupling, Pairs
 from cflow.matching.dropout import ContextDropout
 from cflow.matching.entropic import EntropicCoupling
+from cflow.matching.error import FeatureError, PseudoHuber, SquaredError, VelocityError
 from cflow.matching.exact import OTCoupling
 from cflow.matching.loss import Regression, matching, regression, squared_error
 from cflow.matching.mean_flow import Spans, mean_flow
+from cflow.matching.mixed import MixedPairs
 from cflow.matching.partial import PartialCoupling
 from cflow.matching.path import AffinePath, LinearPath, Path, PathPoint, SchedulePath
 from cflow.matching.plan import PlanCoupling
 from cflow.matching.pool import PairPool
-from cflow.matching.reflow import euler_times, reflow_pairs
+from cflow.matching.reflow import reflow_pairs
 from cflow.matching.semidiscrete import SemiDiscreteCoupling, fit_semidiscrete
 from cflow.matching.snapshots import snapshot_matching, unit_times
 from cflow.matching.spline import SplinePath, spline_matching
+from cflow.matching.steps import StepTimes
+from cflow.matching.stored import StoredPairs
+from cflow.matching.teacher import TeacherPairs
 from cflow.matching.times import (
     CosineMapTimes,
     LogitNormalTimes,
@@ -39,12 +44,14 @@ __all__ = [
     "Coupling",
     "DensityWeight",
     "EntropicCoupling",
+    "FeatureError",
     "GeodesicCost",
     "IndependentCoupling",
     "LinearPath",
     "LogNormalSigmaTimes",
     "LogitNormalTimes",
     "LossWeight",
+    "MixedPairs",
     "ModeTimes",
     "OTCoupling",
     "PairPool",
@@ -54,6 +61,7 @@ __all__ = [
     "Path",
     "PathPoint",
     "PlanCoupling",
+    "PseudoHuber",
     "QuantileLaw",
     "Regression",
     "SNRWeight",
@@ -62,16 +70,20 @@ __all__ = [
     "SigmaWeight",
     "Spans",
     "SplinePath",
+    "SquaredError",
     "SquaredEuclidean",
+    "StepTimes",
+    "StoredPairs",
     "Stratified",
+    "TeacherPairs",
     "TimeLaw",
     "UnbalancedCoupling",
     "UniformTimes",
+    "VelocityError",
     "along",
     "bridge_error",
     "bridge_matching",
     "chain",
-    "euler_times",
     "fit_semidiscrete",
     "matching",
     "mean_flow",

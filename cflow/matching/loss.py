@@ -3,7 +3,7 @@
     loss = E w(t) |v(t, x_t) - target|^2 / event size,    t ~ times,  (x0, x1) ~ coupling
 
 A network that predicts x1, noise or the score instead regresses that quantity, its squared error
-times the factor that makes it the velocity's.
+times the factor that makes it the velocity's. Other errors than the square are in `error.py`.
 Source: Lipman et al. (2023), Flow matching for generative modeling, arXiv 2210.02747, equation 9;
 Lipman et al. (2024), Flow matching guide and code, arXiv 2412.06264, section 4.8.
 """
@@ -20,8 +20,9 @@ from cflow.errors import DomainError, ShapeError, expect_floating
 from cflow.field import Coefficients, Ends, PathSchedule, Prediction, PredictVelocity
 from cflow.matching.coupling import Coupling, IndependentCoupling
 from cflow.matching.dropout import ContextDropout
+from cflow.matching.error import SquaredError, VelocityError
 from cflow.matching.marginal import ends_over_pairs, ends_over_targets
-from cflow.matching.path import AffinePath, Path, SchedulePath
+from cflow.matching.path import AffinePath, LinearPath, Path, SchedulePath
 from cflow.matching.times import TimeLaw, UniformTimes
 from cflow.typing import Batch, Points, Times
 
@@ -29,6 +30,7 @@ __all__ = ["Regression", "matching", "regression", "squared_error"]
 
 UNIFORM = UniformTimes()
 VELOCITY = PredictVelocity()
+SQUARED = SquaredError()
 
 
 class Regression(NamedTuple):
@@ -66,9 +68,10 @@ def matching(
     weight: Callable[[Tensor], Tensor] | None = None,
     dropout: ContextDropout | None = None,
     marginal: bool = False,
+    error: VelocityError = SQUARED,
     generator: Generator | None = None,
 ) -> Batch:
-    """Return the squared velocity error of each pair, averaged over the entries of the event.
+    """Return the error of each pair's velocity, by default squared and averaged over the entries.
 
     Args:
         field: What is trained, called as `field(t, x, context)`.
@@ -88,6 +91,9 @@ def matching(
         marginal: Average each target over the batch: less noise, and a bias that vanishes as the
             batch grows, see `marginal.py`. Where there is a context, over the targets of the same
             context, or over all for a sample that lost its own.
+        error: How the answer is compared with the target: `PseudoHuber()` or `FeatureError(f)` for
+            pairs that a field has made. The marginal velocity, which a field has to learn from
+            independent pairs, is the minimum of the square alone.
         generator: Source of sources, pairs, times, noise and dropout.
 
     Returns:
@@ -96,8 +102,9 @@ def matching(
 
     Raises:
         ShapeError: Batches disagree, or the field returns another shape.
-        DomainError: Times outside [0, 1]; a prediction that the path does not allow; averaging
-            where the law of the points given their pair is not known; dropout without a context.
+        DomainError: Times outside [0, 1]; a prediction or error that the path does not allow;
+            averaging where the law of the points given their pair is not known; dropout without a
+            context.
 
     Example:
         >>> from cflow.field import MLPField
@@ -105,6 +112,7 @@ def matching(
         >>> matching(MLPField(2), LinearPath(), OTCoupling(), torch.randn(16, 2)).shape
         torch.Size([16])
     """
+    _expect_fitting(error, path, prediction)
     asked = regression(
         path,
         coupling,
@@ -120,7 +128,7 @@ def matching(
         marginal=marginal,
         generator=generator,
     )
-    return squared_error(field, asked)
+    return _error(field, asked, error)
 
 
 def regression(
@@ -191,6 +199,14 @@ def squared_error(
     Raises:
         ShapeError: The field returns another shape than that of x.
     """
+    return _error(field, asked, SQUARED)
+
+
+def _error(
+    field: Callable[[Tensor, Tensor, Tensor | None], Tensor],
+    asked: Regression,
+    error: VelocityError,
+) -> Tensor:
     t, x, target, context, weight, _ = asked
     v = field(t, x, context)
     if v.shape != x.shape:
@@ -198,9 +214,20 @@ def squared_error(
             f"matching: the field must return the shape of x, {tuple(x.shape)}, got "
             f"{tuple(v.shape)}"
         )
-    error = torch.nn.functional.mse_loss(v, target, reduction="none")
-    error = error.flatten(1).mean(1) if error.dim() > 1 else error
-    return error if weight is None else weight * error
+    value = error(t, x, v, target)
+    return value if weight is None else weight * value
+
+
+def _expect_fitting(error: VelocityError, path: Path, prediction: Prediction) -> None:
+    if isinstance(error, SquaredError):
+        return
+    straight = isinstance(path, LinearPath) or not error.straight
+    if not (straight and isinstance(prediction, PredictVelocity)):
+        raise DomainError(
+            f"matching: {type(error).__name__} measures a velocity"
+            f"{' along LinearPath' if error.straight else ''}, got {type(prediction).__name__} "
+            f"along {type(path).__name__}; take SquaredError"
+        )
 
 
 def _noise(like: Tensor, generator: Generator | None) -> Tensor:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cflow import Flow, State
+from cflow import Flow
 from cflow.base import Gaussian
 from cflow.errors import DomainError, ShapeError
 from cflow.field import (
@@ -41,12 +41,10 @@ from cflow.matching import (
     Path,
     SNRWeight,
     UniformTimes,
-    euler_times,
     matching,
-    reflow_pairs,
     regression,
 )
-from cflow.ode import RK4, Euler, Heun
+from cflow.ode import RK4, Euler
 from cflow.train import CosineDecay, Trainer
 from cflow.transport import ODE
 
@@ -129,29 +127,6 @@ def test_one_generator_reproduces_the_loss() -> None:
     )
     assert torch.equal(draw(0), draw(0))
     assert not torch.equal(draw(0), draw(1))
-
-
-def test_reflow_pairs_are_the_ends_of_the_field() -> None:
-    ode = ODE(FunctionField(lambda t, x, c: x if c is None else x * c), Heun(30))
-    x0, x1 = reflow_pairs(Gaussian(2), ode, 50, batch=7)
-    assert torch.allclose(x1, torch.e * x0, rtol=1e-3)
-    context = torch.arange(50.0)[:, None] / 50
-    a, b = reflow_pairs(Gaussian(2), ode, 50, batch=7, context=context)
-    assert torch.allclose(b, a * context.exp(), rtol=1e-3)
-    assert not b.requires_grad
-    with pytest.raises(DomainError, match="must be positive"):
-        reflow_pairs(Gaussian(2), ode, 0)
-
-
-def test_perfect_distillation_makes_euler_exact() -> None:
-    """On pairs x1 = x0 + 3 the velocity is 3 everywhere: one step equals any number."""
-    t = euler_times(1000, 4, like=torch.zeros(1))
-    assert sorted(set(t.tolist())) == [0.0, 0.25, 0.5, 0.75]
-    field = FunctionField(lambda t, x, c: torch.full_like(x, 3.0))
-    x0 = torch.randn(1000, 1)
-    loss = matching(field, LinearPath(), PairedCoupling(), x0 + 3, x0=x0, t=t)
-    assert loss.max() < 1e-20
-    assert torch.allclose(ODE(field, Euler(1)).push(State(x0)).x, x0 + 3)
 
 
 def mixture() -> GaussianMixture:
