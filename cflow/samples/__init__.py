@@ -23,6 +23,7 @@ from cflow.samples.noise import (
 from cflow.samples.sampled import SampledTransport, with_sampler
 from cflow.samples.sampler import Moment, PathSampler, Plan, SteppingSampler, Walk
 from cflow.samples.stochastic import SDE, NoiseRefresh, Overshooting, StochasticSampler
+from cflow.samples.straightness import PathMeasures, by_steps, path_measures
 
 __all__ = [
     "SDE",
@@ -37,6 +38,7 @@ __all__ = [
     "NoiseLevel",
     "NoiseRefresh",
     "Overshooting",
+    "PathMeasures",
     "PathSampler",
     "Plan",
     "PosteriorField",
@@ -48,12 +50,14 @@ __all__ = [
     "StochasticSampler",
     "TweedieCovariance",
     "Walk",
+    "by_steps",
     "calibrate",
     "denoise",
     "draw",
     "guided",
     "inpaint",
     "log_probs",
+    "path_measures",
     "sample_posterior",
     "with_sampler",
 ]
