@@ -4,6 +4,7 @@ from cflow.train.batches import BatchSource, TrainingData
 from cflow.train.loop import Trainer, TrainResult
 from cflow.train.monitor import Monitor, Stage, WandbMonitor
 from cflow.train.presets import for_images, for_inference, for_tables
+from cflow.train.reflow import distil, reflow
 from cflow.train.schedule import ConstantRate, CosineDecay, PolynomialDecay, Schedule
 from cflow.train.watch import LayerStatistics, Reconstruction, ScaleSaturation, Watch
 
@@ -23,7 +24,9 @@ __all__ = [
     "TrainingData",
     "WandbMonitor",
     "Watch",
+    "distil",
     "for_images",
     "for_inference",
     "for_tables",
+    "reflow",
 ]
