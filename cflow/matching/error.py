@@ -73,7 +73,7 @@ class PseudoHuber(VelocityError):
     """A distance that is smooth at zero, over the whole event: sqrt(|v - u|^2 + c^2) - c.
 
     Its minimum at a point is no mean but lies nearer the median, so it belongs to pairs that a
-    field has made, of which one passes through each point; over independent pairs it is biased.
+    field has made, which hardly cross; over independent pairs it is biased.
 
     Attributes:
         c: Distance below which it is a square, in units of a velocity; 0.00054 sqrt(D) by default.

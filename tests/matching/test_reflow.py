@@ -56,6 +56,11 @@ def test_pairs_are_the_ends_of_the_field() -> None:
     assert not torch.isclose(x0[:, None], other[0]).all(-1).any()
 
 
+def test_the_bar_is_silent_without_a_terminal(capsys) -> None:
+    reflow_pairs(growth(), 50, chunk=7, progress=True)
+    assert capsys.readouterr() == ("", "")
+
+
 def test_pairs_lie_at_the_ends_of_the_ode_whatever_stands_around_it() -> None:
     ode = ODE(FunctionField(lambda t, x, c: x), RK4(20))
     flow = Flow(Gaussian(2), Chain(Affine(2.0), Chain(ode, Affine(3.0))))
