@@ -18,6 +18,7 @@ from torch import Generator, Tensor
 from tqdm import tqdm
 
 from cflow.errors import DomainError
+from cflow.field import Field
 from cflow.flow import Flow
 from cflow.manifold import Euclidean
 from cflow.ode import (
@@ -35,14 +36,14 @@ from cflow.ode import (
     UniformGrid,
 )
 from cflow.samples.options import expect_count
-from cflow.samples.tuning import leap_times, scheme_of, tuned_scheme
+from cflow.samples.tuning import Slope, scheme_of, tuned_scheme
 from cflow.state import State
 from cflow.transport import ODE, Chain, Leap, Transport, instantaneous, with_solver
 
 __all__ = ["Calibration", "calibrate"]
 
 GRIDS = (UniformGrid(), CosineGrid(), EDMGrid(), EDMGrid(sigma_max=10.0, rho=3.0))
-TUNED = 2  # candidates from which the search for times and weights starts
+TUNED = 3  # candidates from which the search for times and weights starts
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,8 @@ def calibrate(
         steps: Evaluations of the field for one sample.
         context: Conditions to draw with, `(n, *context_shape)`: those that the sampler will meet.
         n: Draws, half of them to tune on and half to choose by.
-        reference: The fine solve; `Dopri5(rtol=1e-5, atol=1e-5)` by default.
+        reference: The fine solve; `Dopri5(rtol=1e-5, atol=1e-5)` by default. A distilled flow is
+            right at its own few steps alone: give their solver.
         tune: Search times and weights as well; without it the choice is one of the standard ones.
         batch: Draws that are solved together.
         generator: Source of the noise.
@@ -134,10 +136,10 @@ def calibrate(
     errors = {solver: error(solver, tuning) for solver in bar(standard, "solvers")}
     ranked = sorted(errors, key=lambda solver: errors[solver])
     found: list[Solver] = []
-    if tune and steps > isinstance(part, Leap):
+    if tune:
         found = [
             solver
-            for start in bar(_starts(ranked, part), "tuning")
+            for start in bar(_starts(ranked, part, steps), "tuning")
             if (solver := _tuned(part, start, *rows(tuning), batch)) is not None
         ]
     held_errors = {solver: error(solver, held) for solver in (*ranked, *found)}
@@ -170,14 +172,16 @@ def _leaps(steps: int) -> Iterator[Solver]:
             yield Euler(count, grid)
 
 
-def _starts(ranked: list[Solver], part: Transport) -> list[Solver]:
-    """Return the best candidates from which a search can start."""
-    if isinstance(part, Leap):
-        leaps = [s for s in ranked if isinstance(s, Euler) and s.steps > 1]
-        return [*leaps[:TUNED]]
+def _starts(ranked: list[Solver], part: Transport, most: int) -> list[Solver]:
+    """Return the best candidates from which a search can start, each a method of its own."""
     if isinstance(part, ODE) and not isinstance(part.manifold, Euclidean):
         return []  # points that are projected after each step are no sums of slopes
-    return [s for s in ranked if scheme_of(s) is not None][:TUNED]
+    starts: dict[str, Solver] = {}
+    for solver in ranked:
+        scheme = scheme_of(solver)
+        if scheme is not None and (isinstance(part, ODE) or len(scheme.times) == most):
+            starts.setdefault(str(scheme), solver)
+    return [*starts.values()][:TUNED]
 
 
 def _tuned(
@@ -188,17 +192,17 @@ def _tuned(
     context: Tensor | None,
     batch: int,
 ) -> Solver | None:
-    if isinstance(part, Leap):
-        assert isinstance(start, Euler)
-        shares = start.grid.shares(start.steps, 0.0, 1.0)
-        grid = leap_times(part.flow_map, shares, x0, x1, context, batch=batch)
-        return Euler(start.steps, grid)
     scheme = scheme_of(start)
     assert scheme is not None
-    field = cast(ODE, part).field
-    scheme = tuned_scheme(field, scheme, x0, x1, context, batch=batch)
+    slope: Slope = part.flow_map if isinstance(part, Leap) else _at_start(cast(ODE, part).field)
+    scheme = tuned_scheme(slope, scheme, x0, x1, context, batch=batch)
     rising = all(b - a > 1e-6 for a, b in pairwise([*scheme.times.tolist(), 1.0]))
     return scheme.solver() if rising else None
+
+
+def _at_start(field: Field) -> Slope:
+    """See a velocity as a slope of steps, which knows their end but does not ask."""
+    return lambda r, t, x, context: field(r, x, context)
 
 
 def _pushed(part: Transport, x0: Tensor, context: Tensor | None, batch: int) -> Tensor:

@@ -1,27 +1,28 @@
 """Tune the times and weights of few steps to one field, by the error at their end.
 
-    x_{k+1} = x_0 + sum_{j <= k} w_kj v(t_j, x_j),        minimise E |x_n - x(1)|^2 over t and w
+    x_{k+1} = x_0 + sum_{j <= k} w_kj v(t_j, x_j),      minimise E |x_n - x(1)|^2 over t and w
 
-x(1) is where a fine solve takes the same start. The field stays as it is: with four steps there are
+x(1) is where a fine solve takes the same start. A flow map gives its average velocities from t_j to
+t_{j+1} in place of v. The field stays as it is: with four steps there are
 13 numbers to find, so a few hundred starts suffice, and another few hundred tell how good it is.
 Source: Shaul et al. (2024), Bespoke non-stationary solvers, arXiv 2403.01329, section 3 and
 algorithm 2; Sabour et al. (2024), Align your steps, arXiv 2404.14507, for tuned times alone.
 """
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
 from cflow.ode import Solver, TimeGrid, Tuned
 
-__all__ = ["Scheme", "leap_times", "scheme_of", "tuned_scheme"]
+__all__ = ["Scheme", "Slope", "scheme_of", "tuned_scheme"]
 
 ITERATIONS = 60  # of L-BFGS, each with a few evaluations of the loss
 
-Velocity = Callable[[Tensor, Tensor, Tensor | None], Tensor]
-FlowMapLike = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+Slope: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+"""What a step adds up, `slope(t_k, t_{k+1}, x, context)`: a velocity at t_k, or an average."""
 
 
 class Scheme(NamedTuple):
@@ -74,7 +75,7 @@ def scheme_of(solver: Solver) -> Scheme | None:
 
 
 def tuned_scheme(
-    velocity: Velocity,
+    slope: Slope,
     start: Scheme,
     x0: Tensor,
     x1: Tensor,
@@ -85,7 +86,7 @@ def tuned_scheme(
     """Return the scheme that takes x0 closest to x1, found by L-BFGS from a given one.
 
     Args:
-        velocity: The trained field, called as `velocity(t, x, context)`.
+        slope: The trained field, or flow map.
         start: Where the search starts.
         x0: Starts `(n, *event)`.
         x1: Where a fine solve takes them.
@@ -104,51 +105,17 @@ def tuned_scheme(
 
     def end(x: Tensor, c: Tensor | None) -> Tensor:
         times, w = (part.to(x.dtype) for part in scheme())
+        ends = torch.cat([times, times.new_ones(1)])
         slopes: list[Tensor] = []
         now = x
         for k in range(steps):
-            slopes.append(velocity(times[k].expand(len(x)), now, c))
+            r, t = (ends[j].expand(len(x)) for j in (k, k + 1))
+            slopes.append(slope(r, t, now, c))
             now = x + sum(w[k, j] * slopes[j] for j in range(k + 1))
         return now
 
     _minimise(end, [logits, weights], x0, x1, context, batch)
     return Scheme(*(part.detach() for part in scheme()))
-
-
-def leap_times(
-    flow_map: FlowMapLike,
-    start: Sequence[float],
-    x0: Tensor,
-    x1: Tensor,
-    context: Tensor | None = None,
-    *,
-    batch: int = 256,
-) -> TimeGrid:
-    """Return the times between which leaps take x0 closest to x1.
-
-    Args:
-        flow_map: The trained map, called as `flow_map(r, t, x, context)`.
-        start: Times to start the search from, 0 to 1.
-        x0: Starts `(n, *event)`.
-        x1: Where a fine solve of the velocity takes them.
-        context: Conditions `(n, *context)`.
-        batch: Starts whose graph is kept at one time.
-    """
-    logits = torch.tensor(start, dtype=torch.float64).diff().log().requires_grad_()
-
-    def times() -> Tensor:
-        inner = logits.softmax(0).cumsum(0)[:-1]
-        return torch.cat([inner.new_zeros(1), inner, inner.new_ones(1)])
-
-    def end(x: Tensor, c: Tensor | None) -> Tensor:
-        ts = times().to(x.dtype)
-        for k in range(len(logits)):
-            r, t = ts[k].expand(len(x)), ts[k + 1].expand(len(x))
-            x = x + (ts[k + 1] - ts[k]) * flow_map(r, t, x, c)
-        return x
-
-    _minimise(end, [logits], x0, x1, context, batch)
-    return TimeGrid(times().detach())
 
 
 def _triangle(steps: int) -> tuple[Tensor, Tensor]:

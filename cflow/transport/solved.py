@@ -2,7 +2,7 @@
 
 from cflow.errors import DomainError
 from cflow.field import Divergence
-from cflow.ode import Adjoint, Euler, Solver
+from cflow.ode import Adjoint, Euler, Solver, Tuned
 from cflow.transport.exchange import exchanged
 from cflow.transport.leap import Leap
 from cflow.transport.ode import ODE
@@ -20,7 +20,7 @@ def with_solver(
 ) -> Transport:
     """Return the transport with every ODE in it solved in another way; all modules are shared.
 
-    Leaps take `Euler(steps, grid)`: as many leaps, on that grid.
+    Leaps take `Euler(steps, grid)`: as many leaps, on that grid; or `Tuned`.
 
     Args:
         transport: The transport.
@@ -29,7 +29,7 @@ def with_solver(
         adjoint: How gradients pass through their solves; through leaps they pass directly.
 
     Raises:
-        DomainError: The solver of leaps is not `Euler`.
+        DomainError: The solver of leaps is neither of these.
 
     Example:
         >>> from cflow.field import MLPField
@@ -58,7 +58,7 @@ def with_solver(
 def _leaping(leap: Leap, solver: Solver | None) -> Leap | None:
     if solver is None:
         return None
-    if not isinstance(solver, Euler):
+    if not isinstance(solver, Euler | Tuned):
         raise DomainError(
             f"with_solver: a flow map leaps and takes Euler(steps), got {solver}; other solvers "
             "take the velocity that it holds, instantaneous(transport, solver)"

@@ -12,7 +12,7 @@ from cflow import Flow, State, recipes
 from cflow.base import Gaussian
 from cflow.errors import DomainError, ShapeError, SolverError
 from cflow.field import FlowMap
-from cflow.ode import Dopri5, Euler, Heun, TimeGrid
+from cflow.ode import Dopri5, Euler, Heun, TimeGrid, Tuned
 from cflow.transport import ODE, Chain, Leap, instantaneous, with_solver
 
 
@@ -93,6 +93,10 @@ def test_a_fold_is_refused_and_named() -> None:
         flow.log_prob(torch.tensor([[4.0], [-1.0]]))  # 4 is the square of -2, where it falls
 
 
+def seeded() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
 def test_leaps_follow_the_solver_and_count_themselves() -> None:
     flow = trained()
     x0 = torch.randn(4, 2)
@@ -103,6 +107,15 @@ def test_leaps_follow_the_solver_and_count_themselves() -> None:
     again = flow.with_solver(Euler(grid=TimeGrid((0.0, 0.3, 1.0))))
     assert torch.allclose(again.push(x0), expected, rtol=0, atol=1e-14)
     assert again.transport.push(State(x0)).nfe.tolist() == [2] * 4
+    tuned = Tuned(weights=((0.3,), (0.3, 0.7)), grid=TimeGrid((0.0, 0.3, 1.0)))  # the same
+    weighed = flow.with_solver(tuned)
+    assert torch.allclose(weighed.push(x0), expected, rtol=0, atol=1e-14)
+    ends = (f.sample_and_log_prob(4, generator=seeded()) for f in (again, weighed))
+    (x, by_leaps), (y, as_one) = ends
+    assert torch.allclose(x, y)
+    assert torch.allclose(by_leaps, as_one)
+    with pytest.raises(DomainError, match="for a push alone"):
+        weighed.log_prob(x0)
     with pytest.raises(DomainError, match="takes Euler"):
         flow.with_solver(Heun(2))
     solved = with_solver(instantaneous(flow.transport), Heun(2))
