@@ -1,51 +1,92 @@
 """A few-step sampler as a plain module: noise (and a context) in, samples out."""
 
-from torch import Tensor, nn
+from typing import ClassVar
 
-from cflow.errors import DomainError, expect_trailing
-from cflow.flow import Flow
+from torch import Generator, Tensor
+
+from cflow.export.exportable import Exportable, Kind, draw_noise
 from cflow.ode import Solver
+from cflow.samples import Calibration, calibrate
 from cflow.state import State
-from cflow.transport import ODE, with_solver
 from cflow.typing import Points
 
 __all__ = ["Sampler"]
 
 
-class Sampler(nn.Module):
+class Sampler(Exportable):
     """Push noise from the base through a flow whose every step is known beforehand.
+
+    Flows of layers take no step: they are samplers of one evaluation as they are.
 
     Args:
         flow: The flow; a part of one is `Flow(flow.base, flow.transport[:-1])`.
-        solver: Replaces the solver of every ODE in it, `Euler(4)` for four evaluations; needed
-            where the flow's own is adaptive.
+        steps: Steps of every ODE or leap in it, Euler's unless there is a solver; needed where the
+            flow's own solver is adaptive.
+        solver: Replaces the solver of every ODE in it: `Heun(4)`, or what `calibrate` has found.
+        guidance: The scale of classifier-free guidance, or whatever `cflow.samples.guided` takes.
+        context: One condition that is built in, `context_shape`; the sampler then takes noise
+            alone.
 
     Raises:
-        DomainError: A solver is adaptive, so that its steps are not known beforehand.
+        DomainError: A solver is adaptive, so that its steps are not known beforehand; there is
+            nothing to step or to guide; or noise is drawn on the way.
+        ShapeError: The context that is to be built in has another shape.
 
     Example:
         >>> import torch
         >>> from cflow import recipes
-        >>> from cflow.ode import Euler
-        >>> Sampler(recipes.cnf(2), solver=Euler(4))(torch.randn(5, 2)).shape
+        >>> Sampler(recipes.cnf(2), steps=4)(torch.randn(5, 2)).shape
         torch.Size([5, 2])
     """
 
-    def __init__(self, flow: Flow, *, solver: Solver | None = None) -> None:
-        super().__init__()
-        transport = flow.transport if solver is None else with_solver(flow.transport, solver)
-        for part in transport.modules():
-            if isinstance(part, ODE) and part.solver.adaptive:
-                raise DomainError(
-                    f"Sampler: {part.solver} chooses its steps as it goes and cannot be exported; "
-                    "pass a fixed-step solver such as Euler(4)"
-                )
-        self.transport = transport
-        self.event_shape = tuple(flow.base.event_shape)
-        self.context_shape = flow.context_shape
-        self.base = type(flow.base).__name__
+    kind: ClassVar[Kind] = "sampler"
+    input_name: ClassVar[str] = "noise"
+    output_name: ClassVar[str] = "samples"
 
     def forward(self, noise: Points, context: Tensor | None = None) -> Points:
         """Return samples `(batch, *event)` for noise `(batch, *base_event)` drawn from the base."""
-        expect_trailing("Sampler", "noise", noise, self.event_shape)
-        return self.transport.push(State(noise), context).x
+        noise, context = self._enter(noise, context)
+        return self.flow.transport.push(State(noise), context).x
+
+    def calibrate(
+        self,
+        steps: int = 4,
+        *,
+        context: Tensor | None = None,
+        n: int = 512,
+        reference: Solver | None = None,
+        generator: Generator | None = None,
+    ) -> "Sampler":
+        """Return the sampler with the solver that follows a fine solve most closely.
+
+        Args:
+            steps: Evaluations of the field.
+            context: Conditions to draw with, `(n, *context_shape)`; not for a built-in one.
+            n: Draws, half of them to tune on and half to choose by.
+            reference: The fine solve, see `cflow.samples.calibrate`.
+            generator: Source of the noise.
+
+        Raises:
+            DomainError: The flow has no ODE or leap, or more than one.
+
+        Example:
+            >>> import torch
+            >>> from cflow import recipes
+            >>> sampler = Sampler(recipes.cnf(2, hidden_features=(16,)), steps=4)
+            >>> sampler.calibrate(2, n=64)(torch.randn(5, 2)).shape
+            torch.Size([5, 2])
+        """
+        if self.fixed is not None:
+            context = self.fixed.expand(n, *self.fixed.shape)
+        found: Calibration = calibrate(
+            self.flow, steps, context=context, n=n, reference=reference, generator=generator
+        )
+        again = Sampler(self.flow, solver=found.solver, context=self.fixed)
+        again.guidance = self.guidance  # its fields are in the flow already
+        return again
+
+    def draw(self, n: int, context: Tensor | None, generator: Generator) -> Tensor:
+        return draw_noise(self.flow, n, context, generator).to(self.dtype)
+
+    def _in_shape(self) -> tuple[int, ...]:
+        return tuple(self.flow.base.event_shape)

@@ -51,7 +51,7 @@ def test_a_file_gives_the_same_samples_in_a_process_without_cflow(
 def test_exporting_leaves_the_mode_of_every_module_as_it_was(ending: str, tmp_path: Path) -> None:
     sampler = Sampler(recipes.cnf(2, hidden_features=(8,), dropout=0.5).float(), solver=Euler(2))
     sampler.train()
-    sampler.transport.field.time.eval()
+    sampler.flow.transport.field.time.eval()
     before = [module.training for module in sampler.modules()]
     assert FORMATS[ending](sampler, tmp_path / f"s.{ending}") <= 1e-5
     assert [module.training for module in sampler.modules()] == before

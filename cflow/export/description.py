@@ -1,0 +1,60 @@
+"""What a file says of itself, as JSON: what goes in and comes out, and what it was checked with."""
+
+import json
+from importlib.metadata import version
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from cflow.export.exportable import Exportable
+from cflow.export.parity import CHECKED, SEED
+from cflow.transport import ODE, Leap
+
+__all__ = ["FORMAT", "NAME", "Format", "described"]
+
+Format: TypeAlias = Literal["pt2", "onnx", "aoti"]
+FORMAT = 1
+"""Version of the description itself."""
+
+NAME = "cflow.json"
+"""Name of the entry that holds it in a `.pt2` file; in an ONNX file it is the property `cflow`."""
+
+
+def described(module: Exportable, kind: Format, inputs: dict[str, Tensor], tolerance: float) -> str:
+    """Return the description of a module that is being written.
+
+    Args:
+        module: What is written.
+        kind: The format.
+        inputs: What it is traced with, by name.
+        tolerance: Largest parity that is accepted.
+    """
+    flow = module.flow
+    carriers = [part for part in flow.transport.modules() if isinstance(part, ODE | Leap)]
+    context = inputs.get("context")
+    fields: dict[str, Any] = {
+        "cflow": FORMAT,
+        "kind": module.kind,
+        "format": kind,
+        "inputs": list(inputs),
+        "output": module.output_name,
+        "event_shape": module.in_shape,
+        "data_shape": flow.event_shape,
+        "base": type(flow.base).__name__,
+        "base_shape": flow.base.event_shape,
+        "context_shape": module.context_shape,
+        "context_dtype": None if context is None else _name(context),
+        "dtype": _name(inputs[module.input_name]),
+        "steps": [part.solver.steps for part in carriers],  # type: ignore[union-attr]
+        "solvers": [str(part.solver) for part in carriers],
+        "guidance": module.guidance,
+        "likelihood": flow.likelihood if module.kind == "log_prob" else None,
+        "parity": {"seed": SEED, "batches": CHECKED, "tolerance": tolerance},
+        "versions": {"cflow": version("cflow"), "torch": torch.__version__},
+    }
+    return json.dumps(fields)
+
+
+def _name(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")

@@ -1,0 +1,103 @@
+"""Write a module as an ONNX model, which onnxruntime and many others run."""
+
+import contextlib
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from cflow import archive
+from cflow.errors import MissingExtraError
+from cflow.export.description import described
+from cflow.export.exportable import Exportable
+from cflow.export.parity import TRACED, ExportError, evaluating, examples, expect_parity, one_line
+from cflow.export.tracing import traced
+
+__all__ = ["export_onnx"]
+
+KEY = "cflow"  # of the metadata
+
+
+def export_onnx(
+    module: Exportable,
+    path: str | os.PathLike[str],
+    *,
+    context: Tensor | None = None,
+    tolerance: float = 1e-5,
+) -> float:
+    """Write an ONNX model: inputs `noise` (or `x`) and `context`, output `samples` and the like.
+
+    Args:
+        module: A `Sampler`, `Encoder` or `LogProb`.
+        path: The file to write.
+        context: Conditions to trace and check with, as for `export_pt2`.
+        tolerance: Largest parity that is accepted, measured with onnxruntime.
+
+    Returns:
+        The parity of the written file, max|a - b| / max(1, max|b|).
+
+    Raises:
+        MissingExtraError: onnx, onnxscript or onnxruntime is not installed.
+        ExportError: The module cannot be traced, or the file differs by more than the tolerance.
+        CheckpointError: The file cannot be written.
+    """
+    try:
+        import onnx
+        import onnxruntime
+        import onnxscript  # noqa: F401  torch.onnx needs it
+    except ImportError as error:
+        raise MissingExtraError(
+            f"export_onnx: {error.name} is not installed; pip install 'cflow[export]'"
+        ) from error
+    inputs = examples(module, TRACED, context)
+    program = traced("export_onnx", module, inputs)
+    with evaluating(module), warnings.catch_warnings(), _quiet("torch.onnx"):
+        warnings.simplefilter("ignore")  # of the exporter's own internals
+        try:
+            written = torch.onnx.export(
+                program,
+                input_names=list(inputs),
+                output_names=[module.output_name],
+                dynamo=True,
+                verbose=False,
+            )
+        except Exception as error:
+            raise ExportError(
+                f"export_onnx: the module has no ONNX form ({one_line(error)})"
+            ) from error
+    assert written is not None
+    model = written.model_proto
+    onnx.helper.set_model_props(model, {KEY: described(module, "onnx", inputs, tolerance)})
+    parity: list[float] = []
+
+    def fill(file: Path) -> None:
+        file.write_bytes(model.SerializeToString())
+        session = onnxruntime.InferenceSession(
+            file.read_bytes(), providers=["CPUExecutionProvider"]
+        )
+        wanted = {each.name for each in session.get_inputs()}  # an unused input is left out
+
+        def call(given: dict[str, Tensor]) -> Tensor:
+            feed = {name: x.cpu().numpy() for name, x in given.items() if name in wanted}
+            return torch.from_numpy(session.run(None, feed)[0])
+
+        parity.append(expect_parity("export_onnx", module, call, tolerance, context))
+
+    archive.write_atomically(path, fill)
+    return parity[0]
+
+
+@contextlib.contextmanager
+def _quiet(name: str) -> Iterator[None]:
+    """Keep a package's log below errors for a while."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

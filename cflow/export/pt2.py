@@ -1,0 +1,59 @@
+"""Write a module as a `torch.export` program: a `.pt2` file that torch alone runs."""
+
+import os
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from cflow import archive
+from cflow.export.description import NAME, described
+from cflow.export.exportable import Exportable
+from cflow.export.parity import TRACED, examples, expect_parity
+from cflow.export.tracing import traced
+
+__all__ = ["export_pt2"]
+
+
+def export_pt2(
+    module: Exportable,
+    path: str | os.PathLike[str],
+    *,
+    context: Tensor | None = None,
+    tolerance: float = 1e-5,
+) -> float:
+    """Write a `torch.export` program, to be run with torch alone, at any batch size.
+
+    Read it back with `torch.export.load(path).module()`, and call that with `noise=` (or `x=`),
+    and `context=` where it takes one; `cflow.export.load_exported` checks shapes as well.
+
+    Args:
+        module: A `Sampler`, `Encoder` or `LogProb`.
+        path: The file to write.
+        context: Conditions to trace and check with, `(n, *context_shape)`; class labels have to be
+            given, vectors are drawn from a standard normal law where none are.
+        tolerance: Largest parity that is accepted.
+
+    Returns:
+        The parity of the written file, max|a - b| / max(1, max|b|).
+
+    Raises:
+        ExportError: The module cannot be traced, or the file differs by more than the tolerance.
+        CheckpointError: The file cannot be written.
+    """
+    inputs = examples(module, TRACED, context)
+    program = traced("export_pt2", module, inputs)
+    about = described(module, "pt2", inputs, tolerance)
+    parity: list[float] = []
+
+    def fill(file: Path) -> None:
+        with open(file, "wb") as stream:
+            torch.export.save(program, stream, extra_files={NAME: about})
+        with open(file, "rb") as stream:
+            again = torch.export.load(stream).module()
+        parity.append(
+            expect_parity("export_pt2", module, lambda given: again(**given), tolerance, context)
+        )
+
+    archive.write_atomically(path, fill)
+    return parity[0]

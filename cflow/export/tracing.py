@@ -1,0 +1,152 @@
+"""Trace a module into one graph of tensor operations that takes any batch size.
+
+`torch.export` does not see through the gradients of `torch.func`, of which an exact divergence is
+made. Where it gives up, `make_fx` unfolds them first, into a graph of plain operations.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch._decomp import decomposition_table
+from torch._dynamo.source import ConstantSource
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.export import Dim, ExportedProgram
+from torch.func import functional_call
+from torch.fx import Graph, GraphModule, Node
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
+from torch.nn import functional
+from torch.nn.utils import parametrize
+from torch.overrides import TorchFunctionMode
+
+from cflow.export.exportable import Exportable
+from cflow.export.parity import ExportError, evaluating, one_line
+
+__all__ = ["traced"]
+
+BACKWARD = {op: rule for op, rule in decomposition_table.items() if "backward" in str(op)}
+"""Gradients of single operations, as operations that every format knows."""
+
+
+def traced(where: str, module: Exportable, inputs: dict[str, Tensor]) -> ExportedProgram:
+    """Trace a module at any batch size.
+
+    Args:
+        where: Who asks, for the error.
+        module: What is traced, in evaluation mode and without gradients.
+        inputs: Examples by name; their first axis is the batch.
+
+    Raises:
+        ExportError: It cannot be traced; the reason is told.
+    """
+    shapes = {name: {0: Dim.DYNAMIC} for name in inputs}
+    try:
+        with evaluating(module), parametrize.cached():
+            return torch.export.export(module, (), inputs, dynamic_shapes=shapes)
+    except Exception as error:  # noqa: BLE001  whatever stops it, the other way may pass
+        first = one_line(error)
+    try:
+        with evaluating(module), parametrize.cached():
+            graph = _unfolded(module, inputs)
+            return torch.export.export(graph, (), inputs, dynamic_shapes=shapes)
+    except Exception as error:
+        raise ExportError(
+            f"{where}: the module cannot be traced at any batch size ({first}; "
+            f"unfolded: {one_line(error)})"
+        ) from error
+
+
+def _unfolded(module: nn.Module, inputs: dict[str, Tensor]) -> GraphModule:
+    """Return the module as a graph without `torch.func`, its weights under plain names.
+
+    Only the batch axis is left open. Where the code asks for its size, as the chunks of a
+    divergence do, the graph has the answer for the examples.
+    """
+    state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    fake = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
+
+    def faked(name: str, x: Tensor, first: DimDynamic) -> Tensor:
+        sizes = [DimDynamic.STATIC if axis else first for axis in range(x.dim())]
+        context: Any = StatelessSymbolicContext(dynamic_sizes=sizes)
+        return fake.from_tensor(x.detach(), source=ConstantSource(name), symbolic_context=context)
+
+    def call(*tensors: Tensor) -> Tensor:
+        given = dict(zip(inputs, tensors[len(state) :], strict=True))
+        weights = dict(zip(state, tensors[: len(state)], strict=True))
+        return functional_call(module, weights, (), given)
+
+    names = [f"weight_{k}" for k in range(len(state))]
+    tensors = [
+        *(faked(name, x, DimDynamic.STATIC) for name, x in zip(names, state.values(), strict=True)),
+        *(faked(name, x, DimDynamic.DYNAMIC) for name, x in inputs.items()),
+    ]
+    with fake, _exporting(), _AnyBatch():
+        found = make_fx(call)(*tensors)
+        rules = cast(dict[Any, Callable[..., Any]], BACKWARD)  # they do not work under vmap
+        found = make_fx(found, decomposition_table=rules)(*tensors)
+    held = dict(zip(names, (x.detach() for x in state.values()), strict=True))
+    return _rooted(found, [*names, *inputs], held)
+
+
+def _rooted(found: GraphModule, names: list[str], held: dict[str, Tensor]) -> GraphModule:
+    """Give placeholders their names, and turn those of weights into buffers of the graph."""
+    root, graph, seen = nn.Module(), Graph(), {}
+    remaining = iter(names)
+    for node in found.graph.nodes:
+        node = cast(Node, node)
+        if node.op not in ("placeholder", "get_attr"):
+            seen[node] = graph.node_copy(node, lambda each: seen[each])
+            continue
+        name = next(remaining) if node.op == "placeholder" else str(node.target)
+        if node.op == "placeholder" and name not in held:
+            seen[node] = graph.placeholder(name)
+            continue
+        value = held[name] if node.op == "placeholder" else getattr(found, name)
+        root.register_buffer(name, value.detach())
+        seen[node] = graph.get_attr(name)
+    return GraphModule(root, graph)
+
+
+@contextlib.contextmanager
+def _exporting() -> Iterator[None]:
+    """Let code that asks whether it is traced hear that it is, as under `torch.export`."""
+    compiler: Any = torch.compiler
+    before = compiler._is_compiling_flag, compiler._is_exporting_flag
+    compiler._is_compiling_flag = compiler._is_exporting_flag = True
+    try:
+        yield
+    finally:
+        compiler._is_compiling_flag, compiler._is_exporting_flag = before
+
+
+class _AnyBatch(TorchFunctionMode):
+    """Write two functions, that within `torch.func` fix the batch size, as ones that do not."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,  # noqa: ANN401
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401
+        kwargs = kwargs or {}
+        if func is functional.linear:
+            return _linear(*args, **kwargs)
+        if func is functional.interpolate and kwargs.keys() == {"scale_factor"}:
+            return _nearest(args[0], int(kwargs["scale_factor"]))
+        return func(*args, **kwargs)
+
+
+def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    flat = input if input.dim() < 3 else input.flatten(0, -2)
+    y = flat @ weight.mT if bias is None else torch.addmm(bias, flat, weight.mT)
+    return y if input.dim() < 3 else y.unflatten(0, input.shape[:-1])
+
+
+def _nearest(x: Tensor, factor: int) -> Tensor:
+    *lead, height, width = x.shape
+    wide = x[..., :, None, :, None].expand(*lead, height, factor, width, factor)
+    return wide.reshape(*lead, height * factor, width * factor)
