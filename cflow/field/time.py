@@ -85,8 +85,11 @@ class SinusoidalTime(TimeEmbedding):
 
     def forward(self, t: Times) -> Tensor:
         wide = torch.promote_types(t.dtype, torch.float32)
-        k = torch.arange(self.frequencies, dtype=wide, device=t.device)
-        phase = t.to(wide)[..., None] * (self.scale * 10_000.0 ** (-k / self.frequencies))
+        # Frequencies are rounded once: a thousand radians turn each rounding of their own into
+        # 6e-5 of a phase, which differs between eager mode and exported files.
+        k = torch.arange(self.frequencies, dtype=torch.float64)
+        angular = (self.scale * 10_000.0 ** (-k / self.frequencies)).to(t.device, wide)
+        phase = t.to(wide)[..., None] * angular
         return torch.cat([phase.sin(), phase.cos()], dim=-1).to(t.dtype)
 
 
