@@ -12,7 +12,7 @@ import torch
 from torch import Generator, Tensor
 
 from cflow.errors import DomainError, ShapeError, expect_positive
-from cflow.matching.pool import _hashed, _Shuffle
+from cflow.matching.shuffle import Shuffle, hashed
 
 __all__ = ["MixedPairs"]
 
@@ -90,7 +90,7 @@ class MixedPairs:
             )
         parts = (
             _given(self.first, batch - own, seed, start),
-            _given(self.second, own, _hashed(f"{seed} second") % 2**31, start),
+            _given(self.second, own, hashed(f"{seed} second") % 2**31, start),
         )
         for k, (a, b) in enumerate(zip(*parts, strict=True), start):
             if [t.shape[1:] for t in a] != [t.shape[1:] for t in b]:
@@ -98,7 +98,7 @@ class MixedPairs:
                     "MixedPairs: both sources must give the same tensors, got rows of "
                     f"{[tuple(t.shape[1:]) for t in a]} and {[tuple(t.shape[1:]) for t in b]}"
                 )
-            generator = Generator().manual_seed(_hashed(f"{seed} mixed {k}"))
+            generator = Generator().manual_seed(hashed(f"{seed} mixed {k}"))
             order = torch.randperm(batch, generator=generator)
             yield tuple(
                 torch.cat([s, t.to(s)])[order.to(s.device)] for s, t in zip(a, b, strict=True)
@@ -109,7 +109,7 @@ def _given(source: Tensors | Source, batch: int, seed: int, start: int) -> Itera
     if not isinstance(source, tuple):
         yield from source.batches(batch, seed=seed, start=start)
         return
-    shuffle = _Shuffle(len(source[0]), f"{seed} mixed")
+    shuffle = Shuffle(len(source[0]), f"{seed} mixed")
     first = start * batch
     while True:
         rows = shuffle.rows(first, batch)

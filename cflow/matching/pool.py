@@ -13,8 +13,7 @@ from collections import abc
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
-from hashlib import blake2b
+from functools import partial
 from typing import Any
 
 import torch
@@ -31,6 +30,7 @@ from cflow.errors import (
 from cflow.matching.ahead import ahead
 from cflow.matching.batch import precise
 from cflow.matching.coupling import Coupling, PairedCoupling, Pairs
+from cflow.matching.shuffle import Shuffle, hashed
 from cflow.matching.source import Law, draw_sources
 
 __all__ = ["PairPool"]
@@ -120,8 +120,8 @@ class PairPool:
         if start < 0:
             raise DomainError(f"PairPool.batches: start must be 0 or more, got {start}")
         first, skip = divmod(start * batch, self.pool)
-        targets = _Shuffle(len(self), f"{seed} targets")
-        sources = _Shuffle(len(self._given[0]), f"{seed} sources") if self._given else None
+        targets = Shuffle(len(self), f"{seed} targets")
+        sources = Shuffle(len(self._given[0]), f"{seed} sources") if self._given else None
         make = partial(self._chunk, seed, targets, sources)
         with closing(ahead(make, start=first, workers=self.workers)) as chunks:
             yield from _cut(chunks, batch, skip)
@@ -138,12 +138,10 @@ class PairPool:
         return self.source if isinstance(self.source, tuple) else ()
 
     @torch.no_grad()
-    def _chunk(
-        self, seed: int, targets: "_Shuffle", sources: "_Shuffle | None", index: int
-    ) -> Batch:
+    def _chunk(self, seed: int, targets: Shuffle, sources: Shuffle | None, index: int) -> Batch:
         """Pair one pool; called by the workers."""
         tensors = self._tensors
-        generator = Generator(tensors[0].device).manual_seed(_hashed(f"{seed} pairs {index}"))
+        generator = Generator(tensors[0].device).manual_seed(hashed(f"{seed} pairs {index}"))
         if not self.whole:
             rows = targets.rows(index * self.pool, self.pool)
             tensors = tuple(t[rows.to(t.device)] for t in tensors)
@@ -154,7 +152,7 @@ class PairPool:
         return x0[i], *(t[j.to(t.device)] for t in tensors)
 
     def _sources(
-        self, shuffle: "_Shuffle | None", index: int, x1: Tensor, generator: Generator
+        self, shuffle: Shuffle | None, index: int, x1: Tensor, generator: Generator
     ) -> tuple[Tensor, Tensor | None]:
         if shuffle is None:
             law: Any = self.source
@@ -162,35 +160,6 @@ class PairPool:
         rows = shuffle.rows(index * self.pool, self.pool)
         points, *own = (t[rows.to(t.device)] for t in self._given)
         return points.to(x1), own[0] if own else None
-
-
-class _Shuffle:
-    """The rows of a data set in an endless order: one permutation of all after another."""
-
-    def __init__(self, size: int, name: str) -> None:
-        self.size, self.name = size, name
-        self.permutation = lru_cache(maxsize=2)(self._permute)  # neighbours share an epoch
-
-    def rows(self, first: int, count: int) -> Tensor:
-        """Return the rows at positions first .. first + count - 1."""
-        epoch, at = divmod(first, self.size)
-        parts: list[Tensor] = []
-        while count > 0:
-            parts.append(self.permutation(epoch)[at : at + count])
-            count, epoch, at = count - len(parts[-1]), epoch + 1, 0
-        return torch.cat(parts)
-
-    def _permute(self, epoch: int) -> Tensor:
-        generator = Generator().manual_seed(_hashed(f"{self.name} {epoch}"))
-        return torch.randperm(self.size, generator=generator)
-
-
-def _hashed(name: str) -> int:
-    """Turn a name into a seed: streams of neighbouring names have nothing in common.
-
-    Nor have they with the stream of the seed itself, from which a trainer draws times.
-    """
-    return int.from_bytes(blake2b(name.encode(), digest_size=7).digest(), "big")
 
 
 def _even(pairs: Pairs, count: int, generator: Generator) -> tuple[Tensor, Tensor]:

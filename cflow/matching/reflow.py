@@ -18,7 +18,7 @@ from tqdm import tqdm
 from cflow.errors import DomainError, ShapeError
 from cflow.flow import Flow
 from cflow.matching.manifest import digest, digest_of, spoken
-from cflow.matching.pool import _hashed
+from cflow.matching.shuffle import hashed
 from cflow.matching.stored import PairWriter, StoredPairs
 from cflow.matching.teacher import Teacher
 from cflow.typing import Data
@@ -141,7 +141,7 @@ def reflow_pairs(
         with tqdm(total=n, initial=first * chunk, desc="pairs", disable=silent, leave=False) as bar:
             for k in range(first, count):
                 rows = slice(k * chunk, min((k + 1) * chunk, n))
-                generator = Generator(teacher.device).manual_seed(_hashed(f"{seed} reflow {k}"))
+                generator = Generator(teacher.device).manual_seed(hashed(f"{seed} reflow {k}"))
                 yield teacher.pairs(rows.stop - rows.start, rows, generator)
                 bar.update(rows.stop - rows.start)
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from cflow.errors import CheckpointError, DomainError, expect_positive
 from cflow.matching.manifest import agree, read_note, write_note
-from cflow.matching.pool import _Shuffle
+from cflow.matching.shuffle import Shuffle
 
 __all__ = ["PairWriter", "StoredPairs"]
 
@@ -90,7 +90,7 @@ class StoredPairs:
         expect_positive("StoredPairs.batches", batch=batch)
         if start < 0:
             raise DomainError(f"StoredPairs.batches: start must be 0 or more, got {start}")
-        shuffle = _Shuffle(len(self), f"{seed} stored")
+        shuffle = Shuffle(len(self), f"{seed} stored")
         first = start * batch
         while True:
             yield self.tensors(shuffle.rows(first, batch))

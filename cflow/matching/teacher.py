@@ -20,7 +20,7 @@ from torch import Generator, Tensor
 
 from cflow.errors import DomainError, ShapeError, expect_finite, expect_positive, expect_trailing
 from cflow.flow import Flow
-from cflow.matching.pool import _hashed, _Shuffle
+from cflow.matching.shuffle import Shuffle, hashed
 from cflow.state import State
 from cflow.transport.around import around_ode
 from cflow.typing import Data
@@ -150,9 +150,9 @@ class TeacherPairs:
         if start < 0:
             raise DomainError(f"TeacherPairs.batches: start must be 0 or more, got {start}")
         choices = self._teacher.choices
-        shuffle = None if choices is None else _Shuffle(choices, f"{seed} teacher rows")
+        shuffle = None if choices is None else Shuffle(choices, f"{seed} teacher rows")
         for k in count(start):
-            generator = Generator(self._teacher.device).manual_seed(_hashed(f"{seed} teacher {k}"))
+            generator = Generator(self._teacher.device).manual_seed(hashed(f"{seed} teacher {k}"))
             rows = slice(0) if shuffle is None else shuffle.rows(k * batch, batch)
             yield self._teacher.pairs(batch, rows, generator)
 

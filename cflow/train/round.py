@@ -33,7 +33,7 @@ from cflow.matching import (
     reflow_pairs,
 )
 from cflow.matching.manifest import agree, digest, digest_of, read_note, spoken, write_note
-from cflow.matching.pool import _hashed
+from cflow.matching.shuffle import hashed
 from cflow.ode import Solver
 from cflow.train.batches import TrainingData
 from cflow.train.loop import CHECKPOINT, Trainer
@@ -169,7 +169,7 @@ class Round:
                 context=context,
                 data=data,
                 chunk=self.chunk,
-                seed=_hashed(f"{self.seed} {self.where} {self.number} {name}"),
+                seed=hashed(f"{self.seed} {self.where} {self.number} {name}"),
                 progress=self.progress,
             )
 
