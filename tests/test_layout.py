@@ -35,6 +35,7 @@ NEIGHBOURS = {
     ("samples", "flow"),
     ("importance", "flow"),
     ("variational", "flow"),
+    ("export", "metrics"),
 }
 FORBIDDEN = {"utils", "util", "misc", "common", "helpers", "helper"}
 FACE = [

@@ -8,7 +8,7 @@ is the error on the other half, so the choice is never worse than the standard o
 chance.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import cast
@@ -18,7 +18,6 @@ from torch import Generator, Tensor
 from tqdm import tqdm
 
 from cflow.errors import DomainError
-from cflow.field import Field
 from cflow.flow import Flow
 from cflow.manifold import Euclidean
 from cflow.ode import (
@@ -38,7 +37,8 @@ from cflow.ode import (
 from cflow.samples.options import expect_count
 from cflow.samples.tuning import Slope, scheme_of, tuned_scheme
 from cflow.state import State
-from cflow.transport import ODE, Chain, Leap, Transport, instantaneous, with_solver
+from cflow.transport import ODE, Leap, Transport, instantaneous, with_solver
+from cflow.transport.around import around_ode
 
 __all__ = ["Calibration", "calibrate"]
 
@@ -114,11 +114,13 @@ def calibrate(
         raise DomainError(
             f"calibrate: give one condition for each of the n={n} draws, got {len(context)}"
         )
-    before, part = _split(flow.transport)
+    before, ode, _ = around_ode("calibrate", instantaneous(flow.transport))
+    leaps = [leap for leap in flow.transport.modules() if isinstance(leap, Leap)]
+    part: Transport = leaps[0] if leaps else ode
     with torch.no_grad():
         x0 = flow.base.sample((n,), context, generator=generator)
         x0 = before.push(State(x0), context, generator=generator).x
-    fine = with_solver(instantaneous(part), reference or Dopri5(rtol=1e-5, atol=1e-5))
+    fine = with_solver(ode, reference or Dopri5(rtol=1e-5, atol=1e-5))
     x1 = _pushed(fine, x0, context, batch)
     half = n // 2
     tuning, held = slice(0, half), slice(half, n)
@@ -200,7 +202,7 @@ def _tuned(
     return scheme.solver() if rising else None
 
 
-def _at_start(field: Field) -> Slope:
+def _at_start(field: Callable[[Tensor, Tensor, Tensor | None], Tensor]) -> Slope:
     """See a velocity as a slope of steps, which knows their end but does not ask."""
     return lambda r, t, x, context: field(r, x, context)
 
@@ -215,15 +217,3 @@ def _pushed(part: Transport, x0: Tensor, context: Tensor | None, batch: int) -> 
                 for k in range(0, len(x0), batch)
             ]
         )
-
-
-def _split(transport: Transport) -> tuple[Chain, Transport]:
-    """Return what stands before the one ODE or leap, and that part itself."""
-    parts = list(transport) if isinstance(transport, Chain) else [transport]
-    carriers = [k for k, part in enumerate(parts) if isinstance(part, ODE | Leap)]
-    if len(carriers) != 1:
-        raise DomainError(
-            "calibrate: the flow must be one ODE or one Leap, or a chain with exactly one of them, "
-            f"found {len(carriers)} in {type(transport).__name__}; layers have no steps to place"
-        )
-    return Chain(*parts[: carriers[0]]), parts[carriers[0]]
