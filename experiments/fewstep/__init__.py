@@ -1,0 +1,1 @@
+"""Quality against evaluations, for everything that makes samples in few steps."""
