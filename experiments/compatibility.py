@@ -46,6 +46,7 @@ DATA = r"data-dependent|Data-dependent|\.item\(\)|data dependent|boolean mask|dy
 REASONS: tuple[tuple[str, str, str], ...] = (
     (DATA, r"contraction\.py", "iterates until every sample arrives"),
     (DATA, r"series\.py", "length drawn at random"),
+    (DATA, r"leap\.py", "searches for the inverse until it is found"),
     (DATA, r"cflow/ode/", "chooses its steps as it goes"),
     # The loop of an adaptive solver keeps its clock in NumPy: dynamo stops where it is built.
     (r"Unsupported context manager", r"cflow/ode/loop\.py", "chooses its steps as it goes"),

@@ -13,7 +13,14 @@ from torch import Tensor, nn
 
 from cflow import Flow, recipes
 from cflow.base import Gaussian
-from cflow.field import Exact, Hutchinson, MLPField
+from cflow.field import (
+    Exact,
+    FourierTime,
+    Hutchinson,
+    MLPField,
+    NetworkFlowMap,
+    SpanTime,
+)
 from cflow.nets import (
     MLP,
     CausalTransformer,
@@ -25,7 +32,7 @@ from cflow.nets import (
     adjacency_of_order,
     adjacency_of_passes,
 )
-from cflow.ode import RK4, Dopri5
+from cflow.ode import RK4, Dopri5, Euler
 from cflow.transport import (
     ODE,
     ActNorm,
@@ -53,6 +60,7 @@ from cflow.transport import (
     Inversion,
     Jacobi,
     LabelDropout,
+    Leap,
     LogisticMixtureMap,
     Logit,
     LULinear,
@@ -131,6 +139,7 @@ SHORT: dict[str, Any] = dict(
 RECIPES: dict[str, Callable[..., Flow]] = {
     "bernstein": lambda **k: recipes.bernstein(2, 2, degree=4, **SHORT, **k),
     "cnf": lambda: recipes.cnf(3, 2, hidden_features=(16,), solver=RK4(2)),
+    "cnf, average": lambda: recipes.cnf(3, 2, hidden_features=(16,), average=True, solver=Euler(2)),
     "dit, labels": lambda: recipes.dit(
         (1, 4, 4), CLASSES, width=8, layers=1, heads=2, solver=RK4(2), divergence=Exact()
     ),
@@ -168,6 +177,7 @@ RECIPES: dict[str, Callable[..., Flow]] = {
     "residual, roulette": lambda **k: recipes.residual(
         3, 2, transforms=2, hidden_features=(8,), coefficient=0.7, logdet=ROULETTE, **k
     ),
+    "standardized": lambda: recipes.standardized(recipes.realnvp(3, 2, **WIDE)),
     "tarflow, labels": lambda **k: recipes.tarflow(
         (4, 4), CLASSES, patch=2, width=8, blocks=2, layers=1, heads=2, **k
     ),
@@ -186,7 +196,10 @@ RECIPES: dict[str, Callable[..., Flow]] = {
         divergence=Exact(),
     ),
 }
-ALIKE = {"cnf", "dit", "exact_cnf", "ffjord", "glow", "images", "nice", "realnvp", "unet"}
+ALIKE = {
+    "cnf", "dit", "exact_cnf", "ffjord", "glow", "images", "nice", "realnvp", "standardized",
+    "unet",
+}  # fmt: skip
 """Recipes with no `fast`, or whose two orientations run the same arithmetic."""
 
 MAPS: Sequence[UnivariateMap] = (
@@ -244,6 +257,12 @@ def split() -> Transport:
 
 def ode(solver: RK4 | Dopri5) -> Transport:
     return ODE(MLPField(3, 2, hidden_features=(16, 16), frequencies=2), solver)
+
+
+def leap() -> Transport:
+    time = SpanTime(FourierTime(2), FourierTime(2))
+    net = MLPField(3, 2, hidden_features=(16, 16), time=time)
+    return Leap(NetworkFlowMap(net), Euler(2))
 
 
 Built = tuple[Callable[[], Transport], tuple[int, ...], tuple[int, ...] | None]
@@ -322,6 +341,7 @@ LAYERS: dict[str, Built] = {
         (3, 2),
         (),
     ),
+    "Leap": (leap, VECTOR, CONTEXT),
     "Logit": (lambda: Logit(0.05), VECTOR, None),
     "MovingBatchNorm": (lambda: standardized(MovingBatchNorm((3,))), VECTOR, None),
     "ODE, RK4": (lambda: ode(RK4(2)), VECTOR, CONTEXT),
