@@ -2,20 +2,20 @@
 
 import contextlib
 import os
+import shutil
 import tempfile
 import warnings
 import zipfile
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
-from cflow import archive
 from cflow.errors import MissingExtraError
-from cflow.export.description import NAME, described
+from cflow.export.description import NAME
 from cflow.export.exportable import Exportable
-from cflow.export.parity import TRACED, ExportError, evaluating, examples, expect_parity, one_line
+from cflow.export.parity import TRACED, ExportError, evaluating, examples, one_line
 from cflow.export.tracing import traced
+from cflow.export.writing import write_checked
 
 __all__ = ["export_aoti"]
 
@@ -47,7 +47,7 @@ def export_aoti(
             differs by more than the tolerance.
         CheckpointError: The file cannot be written.
     """
-    from torch._inductor import aoti_compile_and_package, aoti_load_package
+    from torch._inductor import aoti_compile_and_package
     from torch._inductor.cpp_builder import get_cpp_compiler
     from torch._inductor.exc import InvalidCxxCompiler
 
@@ -60,12 +60,10 @@ def export_aoti(
             "export_aoti: no C++ compiler is found; install g++ or clang, or set CXX; export_pt2 "
             "and export_onnx need none"
         ) from error
-    inputs = examples(module, TRACED, context)
-    program = traced("export_aoti", module, inputs)
-    about = described(module, "aoti", inputs, tolerance)
-    with tempfile.TemporaryDirectory() as folder, evaluating(module):
+    program = traced("export_aoti", module, examples(module, TRACED, context))
+    with tempfile.TemporaryDirectory() as folder:
         package = Path(folder) / "package.pt2"
-        with warnings.catch_warnings(), open(os.devnull, "w") as sink:
+        with evaluating(module), warnings.catch_warnings(), open(os.devnull, "w") as sink:
             warnings.simplefilter("ignore")  # of the compiler's own internals
             with contextlib.redirect_stdout(sink):
                 try:
@@ -74,13 +72,12 @@ def export_aoti(
                     raise ExportError(
                         f"export_aoti: the module cannot be compiled ({one_line(error)})"
                     ) from error
-        _append(package, about)
-        loaded = aoti_load_package(str(package))
-        call = lambda given: _first(loaded(**given))
-        parity = expect_parity("export_aoti", module, call, tolerance, context)
-        whole = package.read_bytes()
-    archive.write_atomically(path, lambda file: file.write_bytes(whole))
-    return parity
+
+        def write(file: Path, about: str) -> None:
+            shutil.copyfile(package, file)
+            _append(file, about)
+
+        return write_checked("aoti", module, path, write, context=context, tolerance=tolerance)
 
 
 def _append(package: Path, about: str) -> None:
@@ -88,7 +85,3 @@ def _append(package: Path, about: str) -> None:
     with zipfile.ZipFile(package, "a") as stream:
         root = stream.namelist()[0].split("/")[0]
         stream.writestr(f"{root}/extra/{NAME}", about)
-
-
-def _first(result: Tensor | list[Tensor] | tuple[Tensor, ...]) -> Tensor:
-    return result if isinstance(result, torch.Tensor) else result[0]

@@ -6,6 +6,7 @@ from torch import Generator, Tensor
 
 from cflow.errors import DomainError
 from cflow.export.exportable import Exportable, Guide, Kind, draw_points, expect_drawn_nothing
+from cflow.export.noise import to_noise
 from cflow.flow import Flow
 from cflow.ode import Solver
 from cflow.state import State
@@ -15,9 +16,10 @@ __all__ = ["Encoder", "LogProb"]
 
 
 class Encoder(Exportable):
-    """Pull points from the data to the base: the noise that belongs to them.
+    """Pull points from the data to the base: the noise from which `Sampler` makes them.
 
-    Arguments are those of `Sampler`.
+    Arguments are those of `Sampler`. With an ODE the solver steps back along the same grid, so both
+    directions are inverse to each other up to the error of their steps.
 
     Raises:
         DomainError: As for `Sampler`; or the pull draws noise, as dequantisation does.
@@ -49,7 +51,8 @@ class Encoder(Exportable):
     def forward(self, x: Data, context: Tensor | None = None) -> Points:
         """Return noise `(batch, *base_event)` for points `(batch, *event)`."""
         x, context = self._enter(x, context)
-        return self.flow.transport.pull(State(x), context).x
+        x0 = self.flow.transport.pull(State(x), context).x
+        return to_noise(self.flow.base, x0, context)
 
     def draw(self, n: int, context: Tensor | None, generator: Generator) -> Tensor:
         return draw_points(self.flow, n, context, generator, self.dtype)

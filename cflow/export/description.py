@@ -8,27 +8,36 @@ import torch
 from torch import Tensor
 
 from cflow.export.exportable import Exportable
+from cflow.export.noise import noise_law
 from cflow.export.parity import CHECKED, SEED
 from cflow.transport import ODE, Leap
 
-__all__ = ["FORMAT", "NAME", "Format", "described"]
+__all__ = ["FORMAT", "KEY", "NAME", "Format", "described"]
 
 Format: TypeAlias = Literal["pt2", "onnx", "aoti"]
 FORMAT = 1
 """Version of the description itself."""
 
-NAME = "cflow.json"
-"""Name of the entry that holds it in a `.pt2` file; in an ONNX file it is the property `cflow`."""
+NAME, KEY = "cflow.json", "cflow"
+"""The entry that holds it in a `.pt2` file, and the property that does so in an ONNX file."""
 
 
-def described(module: Exportable, kind: Format, inputs: dict[str, Tensor], tolerance: float) -> str:
+def described(
+    module: Exportable,
+    form: Format,
+    inputs: dict[str, Tensor],
+    tolerance: float,
+    *,
+    parity: float | None = None,
+) -> str:
     """Return the description of a module that is being written.
 
     Args:
         module: What is written.
-        kind: The format.
+        form: The format.
         inputs: What it is traced with, by name.
         tolerance: Largest parity that is accepted.
+        parity: What was found, where it is known.
     """
     flow = module.flow
     carriers = [part for part in flow.transport.modules() if isinstance(part, ODE | Leap)]
@@ -36,12 +45,12 @@ def described(module: Exportable, kind: Format, inputs: dict[str, Tensor], toler
     fields: dict[str, Any] = {
         "cflow": FORMAT,
         "kind": module.kind,
-        "format": kind,
+        "format": form,
         "inputs": list(inputs),
         "output": module.output_name,
         "event_shape": module.in_shape,
         "data_shape": flow.event_shape,
-        "base": type(flow.base).__name__,
+        "base": noise_law(flow.base),
         "base_shape": flow.base.event_shape,
         "context_shape": module.context_shape,
         "context_dtype": None if context is None else _name(context),
@@ -50,7 +59,7 @@ def described(module: Exportable, kind: Format, inputs: dict[str, Tensor], toler
         "solvers": [str(part.solver) for part in carriers],
         "guidance": module.guidance,
         "likelihood": flow.likelihood if module.kind == "log_prob" else None,
-        "parity": {"seed": SEED, "batches": CHECKED, "tolerance": tolerance},
+        "parity": {"found": parity, "tolerance": tolerance, "seed": SEED, "batches": CHECKED},
         "versions": {"cflow": version("cflow"), "torch": torch.__version__},
     }
     return json.dumps(fields)

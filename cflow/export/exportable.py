@@ -133,10 +133,10 @@ def draw_points(
 ) -> Data:
     """Push draws of the base: points where the flow's own samples lie."""
     with torch.no_grad():
-        return flow.push(draw_noise(flow, n, context, generator).to(dtype), context)
+        return flow.push(draw_base(flow, n, context, generator).to(dtype), context)
 
 
-def draw_noise(flow: Flow, n: int, context: Tensor | None, generator: Generator) -> Points:
+def draw_base(flow: Flow, n: int, context: Tensor | None, generator: Generator) -> Points:
     """Draw from the base, on the device of the flow's weights."""
     device = next((p.device for p in flow.parameters()), torch.device("cpu"))
     return flow.base.sample((n,), context, generator=generator).to(device)

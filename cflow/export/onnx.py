@@ -10,16 +10,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from cflow import archive
 from cflow.errors import MissingExtraError
-from cflow.export.description import described
+from cflow.export.description import KEY
 from cflow.export.exportable import Exportable
-from cflow.export.parity import TRACED, ExportError, evaluating, examples, expect_parity, one_line
+from cflow.export.parity import TRACED, ExportError, evaluating, examples, one_line
 from cflow.export.tracing import traced
+from cflow.export.writing import write_checked
 
 __all__ = ["export_onnx"]
-
-KEY = "cflow"  # of the metadata
 
 
 def export_onnx(
@@ -47,7 +45,7 @@ def export_onnx(
     """
     try:
         import onnx
-        import onnxruntime
+        import onnxruntime  # noqa: F401  checks the file
         import onnxscript  # noqa: F401  torch.onnx needs it
     except ImportError as error:
         raise MissingExtraError(
@@ -71,24 +69,12 @@ def export_onnx(
             ) from error
     assert written is not None
     model = written.model_proto
-    onnx.helper.set_model_props(model, {KEY: described(module, "onnx", inputs, tolerance)})
-    parity: list[float] = []
 
-    def fill(file: Path) -> None:
+    def write(file: Path, about: str) -> None:
+        onnx.helper.set_model_props(model, {KEY: about})
         file.write_bytes(model.SerializeToString())
-        session = onnxruntime.InferenceSession(
-            file.read_bytes(), providers=["CPUExecutionProvider"]
-        )
-        wanted = {each.name for each in session.get_inputs()}  # an unused input is left out
 
-        def call(given: dict[str, Tensor]) -> Tensor:
-            feed = {name: x.cpu().numpy() for name, x in given.items() if name in wanted}
-            return torch.from_numpy(session.run(None, feed)[0])
-
-        parity.append(expect_parity("export_onnx", module, call, tolerance, context))
-
-    archive.write_atomically(path, fill)
-    return parity[0]
+    return write_checked("onnx", module, path, write, context=context, tolerance=tolerance)
 
 
 @contextlib.contextmanager

@@ -1,16 +1,17 @@
 """Write a module as a `torch.export` program: a `.pt2` file that torch alone runs."""
 
 import os
+import warnings
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from cflow import archive
-from cflow.export.description import NAME, described
+from cflow.export.description import NAME
 from cflow.export.exportable import Exportable
-from cflow.export.parity import TRACED, examples, expect_parity
+from cflow.export.parity import TRACED, examples
 from cflow.export.tracing import traced
+from cflow.export.writing import write_checked
 
 __all__ = ["export_pt2"]
 
@@ -41,19 +42,11 @@ def export_pt2(
         ExportError: The module cannot be traced, or the file differs by more than the tolerance.
         CheckpointError: The file cannot be written.
     """
-    inputs = examples(module, TRACED, context)
-    program = traced("export_pt2", module, inputs)
-    about = described(module, "pt2", inputs, tolerance)
-    parity: list[float] = []
+    program = traced("export_pt2", module, examples(module, TRACED, context))
 
-    def fill(file: Path) -> None:
-        with open(file, "wb") as stream:
+    def write(file: Path, about: str) -> None:
+        with open(file, "wb") as stream, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the exporter's own internals
             torch.export.save(program, stream, extra_files={NAME: about})
-        with open(file, "rb") as stream:
-            again = torch.export.load(stream).module()
-        parity.append(
-            expect_parity("export_pt2", module, lambda given: again(**given), tolerance, context)
-        )
 
-    archive.write_atomically(path, fill)
-    return parity[0]
+    return write_checked("pt2", module, path, write, context=context, tolerance=tolerance)

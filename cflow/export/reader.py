@@ -14,12 +14,10 @@ import torch
 from torch import Tensor
 
 from cflow.errors import CheckpointError, DomainError, MissingExtraError, ShapeError
-from cflow.export.description import FORMAT, NAME
+from cflow.export.description import FORMAT, KEY, NAME, Format
 from cflow.export.parity import one_line
 
-__all__ = ["Exported", "describe", "load_exported"]
-
-ONNX_KEY = "cflow"
+__all__ = ["OPENERS", "Exported", "describe", "load_exported"]
 
 Call = Callable[[dict[str, Tensor]], Tensor]
 
@@ -76,9 +74,9 @@ def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
 
     Returns:
         Among others `kind` ("sampler", "encoder", "log_prob"), `format`, `inputs` (names),
-        `event_shape` (of the first input), `data_shape`, `base` (the law of the noise),
-        `context_shape`, `context_dtype`, `steps`, `solvers`, `guidance`, `dtype`, `parity` and
-        `versions`.
+        `event_shape` (of the first input), `data_shape`, `base` (the law that noise has to have),
+        `context_shape`, `context_dtype`, `steps`, `solvers`, `guidance`, `dtype`, `parity` (what
+        was found, the tolerance, seed and batch sizes of the check) and `versions`.
 
     Raises:
         CheckpointError: The file is missing, damaged, or not one of cflow's.
@@ -86,7 +84,7 @@ def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     path = _expect_file(path)
     if path.suffix == ".onnx":
-        text = _session(path).get_modelmeta().custom_metadata_map.get(ONNX_KEY)
+        text = _session(path).get_modelmeta().custom_metadata_map.get(KEY)
     else:
         text = _entry(path)
     if text is None:
@@ -123,9 +121,8 @@ def load_exported(path: str | os.PathLike[str]) -> Exported:
         torch.Size([5, 2])
     """
     path, about = _expect_file(path), describe(path)
-    openers: dict[str, Callable[[Path], Call]] = {"onnx": _onnx, "pt2": _pt2, "aoti": _aoti}
     try:
-        call = openers[about["format"]](path)
+        call = OPENERS[about["format"]](path)
     except (MissingExtraError, CheckpointError):
         raise
     except Exception as error:
@@ -162,6 +159,10 @@ def _onnx(path: Path) -> Call:
         return torch.from_numpy(session.run(None, arrays)[0])
 
     return call
+
+
+OPENERS: dict[Format, Callable[[Path], Call]] = {"onnx": _onnx, "pt2": _pt2, "aoti": _aoti}
+"""How files of each format are opened."""
 
 
 def _session(path: Path) -> Any:  # noqa: ANN401  onnxruntime is not always there

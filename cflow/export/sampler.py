@@ -4,7 +4,8 @@ from typing import ClassVar
 
 from torch import Generator, Tensor
 
-from cflow.export.exportable import Exportable, Kind, draw_noise
+from cflow.export.exportable import Exportable, Kind, draw_base
+from cflow.export.noise import from_noise, to_noise
 from cflow.ode import Solver
 from cflow.samples import Calibration, calibrate
 from cflow.state import State
@@ -16,7 +17,9 @@ __all__ = ["Sampler"]
 class Sampler(Exportable):
     """Push noise from the base through a flow whose every step is known beforehand.
 
-    Flows of layers take no step: they are samplers of one evaluation as they are.
+    Flows of layers take no step: they are samplers of one evaluation as they are. Where the base is
+    a normal law, with whatever mean and spread, the noise is standard normal; where it is uniform,
+    on whatever box, the noise is uniform in [0, 1]; otherwise it has to be drawn from the base.
 
     Args:
         flow: The flow; a part of one is `Flow(flow.base, flow.transport[:-1])`.
@@ -44,9 +47,10 @@ class Sampler(Exportable):
     output_name: ClassVar[str] = "samples"
 
     def forward(self, noise: Points, context: Tensor | None = None) -> Points:
-        """Return samples `(batch, *event)` for noise `(batch, *base_event)` drawn from the base."""
+        """Return samples `(batch, *event)` for noise `(batch, *base_event)`, of the law above."""
         noise, context = self._enter(noise, context)
-        return self.flow.transport.push(State(noise), context).x
+        x0 = from_noise(self.flow.base, noise, context)
+        return self.flow.transport.push(State(x0), context).x
 
     def calibrate(
         self,
@@ -86,7 +90,8 @@ class Sampler(Exportable):
         return again
 
     def draw(self, n: int, context: Tensor | None, generator: Generator) -> Tensor:
-        return draw_noise(self.flow, n, context, generator).to(self.dtype)
+        x0 = draw_base(self.flow, n, context, generator).to(self.dtype)
+        return to_noise(self.flow.base, x0, context).detach()
 
     def _in_shape(self) -> tuple[int, ...]:
         return tuple(self.flow.base.event_shape)
