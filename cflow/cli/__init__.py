@@ -1,4 +1,4 @@
-"""The command line: train, sample, log-prob and info; `main` is the entry point."""
+"""The command line: train, sample, log-prob, export and info; `main` is the entry point."""
 
 from cflow.cli.entry import main
 

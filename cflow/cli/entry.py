@@ -13,6 +13,7 @@ from tyro.conf import FlagCreatePairsOff, subcommand
 
 import cflow
 from cflow.cli.command import Command
+from cflow.cli.export import Export
 from cflow.cli.info import Info
 from cflow.cli.log_prob import LogProb
 from cflow.cli.sample import Sample
@@ -29,10 +30,11 @@ COMMANDS: dict[str, type[Command]] = {
     "train": Train,
     "sample": Sample,
     "log-prob": LogProb,
+    "export": Export,
     "info": Info,
 }
 
-OVERVIEW = """Flows: train them on data, draw samples, evaluate densities.
+OVERVIEW = """Flows: train them on data, draw samples, evaluate densities, export samplers.
 
 Start with: cflow train nsf data.npy --out runs/nsf; `cflow COMMAND --help` shows an example of each
 command, and `cflow --version` the version."""

@@ -1,4 +1,4 @@
-"""Files that commands take and leave: a saved flow, the folder of a run.
+"""Files that commands take and leave: a saved flow, the folder of a run, an exported file.
 
 A run folder holds flow.safetensors, settings.json, history.json and the trainer's checkpoint.
 """
@@ -31,8 +31,8 @@ FLOW, SETTINGS, HISTORY = "flow.safetensors", "settings.json", "history.json"
 CHECKPOINT = "checkpoint.pt"
 
 
-def flow_file(path: Path) -> Path:
-    """Return where the flow of a file or a run folder lies.
+def flow_file(path: Path) -> Path | None:
+    """Return where the flow of a file or a run folder lies, or None for an exported file.
 
     Raises:
         CheckpointError: There is no such file, or the run has not ended.
@@ -40,7 +40,7 @@ def flow_file(path: Path) -> Path:
     if not path.exists():
         raise CheckpointError(f"cannot read {path}: there is no such file")
     if not path.is_dir():
-        return path
+        return path if path.suffix == ".safetensors" else None
     if (path / FLOW).is_file():
         return path / FLOW
     if (path / CHECKPOINT).is_file():
@@ -51,15 +51,15 @@ def flow_file(path: Path) -> Path:
     raise CheckpointError(f"cannot use {path}: the folder holds no {FLOW} of a training")
 
 
-def flow_of(path: Path) -> Flow:
-    """Load the flow of a file or a run folder.
+def flow_of(path: Path) -> Flow | None:
+    """Load the flow of a file or a run folder; None for an exported file.
 
     Raises:
         CheckpointError: It cannot be read.
     """
     found = flow_file(path)
     try:
-        return load(found)
+        return None if found is None else load(found)
     except (json.JSONDecodeError, KeyError) as error:
         raise CheckpointError(f"cannot read {found}: its header is damaged ({error})") from error
 

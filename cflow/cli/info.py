@@ -20,10 +20,10 @@ __all__ = ["Info", "spelled"]
 
 @dataclass(frozen=True)
 class Info(Command):
-    """Say what a saved flow or a run folder holds.
+    """Say what a saved flow, a run folder or an exported file holds.
 
     Attributes:
-        file: A .safetensors file, or a run folder.
+        file: A .safetensors file, a run folder, or an exported file.
     """
 
     EXAMPLE: ClassVar[str] = "cflow info runs/nsf"
@@ -33,6 +33,12 @@ class Info(Command):
     def run(self) -> str:
         """Return one line for each fact."""
         flow = flow_of(self.file)
+        if flow is None:
+            from cflow.export import describe  # torch.export is slow to import
+
+            facts = {"file": str(self.file), **describe(self.file)}
+            del facts["cflow"]  # the version of the description
+            return _table({name: value for name, value in facts.items() if value is not None})
         return _table({**_facts(flow), **_figures(self.file)})
 
 

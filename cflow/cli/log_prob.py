@@ -13,7 +13,9 @@ from cflow.cli.arrays import read_array, read_context, write_array
 from cflow.cli.build import classes_of
 from cflow.cli.choices import device_of, placed
 from cflow.cli.command import Command
+from cflow.cli.exported import opened
 from cflow.cli.files import expect_writable, flow_of
+from cflow.cli.noise import in_batches
 from cflow.errors import DomainError, ShapeError, expect_finite, expect_positive
 from cflow.flow import Flow
 from cflow.metrics import bits_per_dim
@@ -33,7 +35,7 @@ class LogProb(Command):
     """Evaluate the log-likelihood of data: its mean, in nats and in bits for each dimension.
 
     Attributes:
-        file: A .safetensors file, or a run folder.
+        file: A .safetensors file, a run folder, or an exported log-likelihood.
         data: Points, one a row: .npy, .npz or .csv.
         out: A .npy file for the values of all points.
         context: Conditions: a file with one for each point, or one for all, such as 3 or (0.5,1).
@@ -61,7 +63,7 @@ class LogProb(Command):
             if self.out.suffix != ".npy":
                 raise DomainError(f"log-prob: -o takes a .npy file, got {self.out}")
             expect_writable(self.out)
-        values, likelihood = self._under(flow, x)
+        values, likelihood = self._exported(x) if flow is None else self._under(flow, x)
         if self.out is not None:
             write_array(self.out, values)
         expect_finite("log-prob", "the log-likelihood", values)
@@ -86,6 +88,13 @@ class LogProb(Command):
             progress=True,
         )
         return values.cpu(), flow.likelihood
+
+    def _exported(self, x: Tensor) -> tuple[Tensor, str]:
+        exported = opened(self.file, "log_prob")
+        x = _as_points("this file", x, exported.shape, whole=False)
+        context = self._context(len(x), exported.context_shape, 0)
+        values = in_batches(exported.call, x, context, self.batch)
+        return values, "exact"
 
     def _context(self, n: int, shape: tuple[int, ...] | None, classes: int) -> Tensor | None:
         if self.context is None:

@@ -1,16 +1,16 @@
-"""Noise from a file, and how points are carried: in batches."""
+"""Where the noise of samples comes from, a seed or a file, and how it is carried: in batches."""
 
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 from tqdm import tqdm
 
 from cflow.cli.arrays import read_array
-from cflow.errors import ShapeError
+from cflow.errors import DomainError, ShapeError
 
-__all__ = ["in_batches", "read_noise"]
+__all__ = ["in_batches", "read_noise", "standard_noise"]
 
 
 def read_noise(path: Path, shape: tuple[int, ...]) -> Tensor:
@@ -26,6 +26,25 @@ def read_noise(path: Path, shape: tuple[int, ...]) -> Tensor:
             f"--noise: {path} must hold noise of shape (n, {wanted}), got {tuple(noise.shape)}"
         )
     return noise
+
+
+def standard_noise(law: str, n: int, shape: tuple[int, ...], seed: int) -> Tensor:
+    """Draw the noise `(n, *shape)` that an exported file takes, as its flow draws it from the seed.
+
+    Raises:
+        DomainError: The law is neither the standard normal nor the uniform one.
+
+    Example:
+        >>> standard_noise("Gaussian", 5, (2,), 0).shape
+        torch.Size([5, 2])
+    """
+    draw = {"Gaussian": torch.randn, "Uniform": torch.rand}.get(law)
+    if draw is None:
+        raise DomainError(
+            f"sample: this file starts from noise of the law {law}, which cannot be drawn here; "
+            "give it by --noise noise.npy"
+        )
+    return draw((n, *shape), generator=Generator().manual_seed(seed))
 
 
 def in_batches(

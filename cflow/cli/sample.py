@@ -1,4 +1,4 @@
-"""`cflow sample`: points from a saved flow or a run, as numbers or a picture."""
+"""`cflow sample`: points from a saved flow, a run, or an exported file, as numbers or a picture."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +12,9 @@ from cflow.cli.arrays import read_context, rows_of, write_array
 from cflow.cli.build import classes_of
 from cflow.cli.choices import device_of, guided_by, placed, solved_by
 from cflow.cli.command import Command
+from cflow.cli.exported import opened
 from cflow.cli.files import expect_writable, flow_of
-from cflow.cli.noise import in_batches, read_noise
+from cflow.cli.noise import in_batches, read_noise, standard_noise
 from cflow.cli.pictures import expect_drawable, picture
 from cflow.errors import DomainError, expect_positive
 from cflow.flow import Flow
@@ -23,10 +24,13 @@ __all__ = ["Sample"]
 
 @dataclass(frozen=True)
 class Sample(Command):
-    """Draw samples from a saved flow or a run folder.
+    """Draw samples from a saved flow, a run folder or an exported file.
+
+    An exported file needs onnxruntime, or torch alone. It starts from standard noise, normal or
+    uniform, or from that of a file; a seed gives a flow and its exported sampler the same.
 
     Attributes:
-        file: A .safetensors file, or a run folder.
+        file: A .safetensors file, a run folder, or an exported sampler.
         number: How many; by default one for each row of noise or context, or 1000.
         out: Where they go: .npy for numbers, .png for a picture of points in the plane or images.
         steps: Steps of the solver of a flow with an ODE; by default its own solver.
@@ -63,7 +67,7 @@ class Sample(Command):
             expect_positive("sample", number=self.number)
         flow = flow_of(self.file)
         expect_writable(self.out)
-        x = self._from(flow)
+        x = self._exported() if flow is None else self._from(flow)
         (picture if drawn else write_array)(self.out, x)
         return f"{len(x)} samples of shape {tuple(x.shape[1:])}; {self.out}"
 
@@ -86,6 +90,23 @@ class Sample(Command):
                 context,
                 self.batch,
             )
+
+    def _exported(self) -> Tensor:
+        if any(option is not None for option in (self.steps, self.solver, self.guidance)):
+            raise DomainError(
+                "sample: steps, solver and guidance of an exported file are part of it; leave them "
+                "out, or export the flow anew"
+            )
+        exported = opened(self.file, "sampler")
+        if self.out.suffix == ".png":
+            expect_drawable(exported.data_shape)
+        given = self._context(exported.context_shape, 0)
+        noise = None if self.noise is None else read_noise(self.noise, exported.shape)
+        n = self._count(noise, given)
+        if noise is None:
+            law = exported.file.description["base"]
+            noise = standard_noise(law, n, exported.shape, self.seed)
+        return in_batches(exported.call, noise, rows_of(given, n), self.batch)
 
     def _context(self, shape: tuple[int, ...] | None, classes: int) -> Tensor | None:
         if self.context is not None:

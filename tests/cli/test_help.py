@@ -1,12 +1,10 @@
 """Help: every command has an example, and the example is one."""
 
-import os
 import re
 import shlex
 import subprocess
 import sys
 from dataclasses import fields
-from pathlib import Path
 
 import pytest
 
@@ -43,15 +41,18 @@ def test_the_version(cflow) -> None:
     assert cflow("--version").out == f"cflow {library.__version__}\n"
 
 
-def test_help_costs_little_more_than_torch(tmp_path: Path) -> None:
-    """The better of two, in processor time of a new process, beside that of `import torch`."""
+CODE = """
+import time
+import torch
+start = time.process_time()
+from cflow.cli import main
+try:
+    main(["--help"])
+except SystemExit:
+    raise SystemExit(time.process_time() - start > 1.0)
+"""
 
-    def seconds(*words: str | Path) -> float:
-        before = os.times()
-        subprocess.run(words, check=True, capture_output=True, cwd=tmp_path)
-        after = os.times()
-        return after.children_user - before.children_user
 
-    command = Path(sys.executable).with_name("cflow")
-    torch = min(seconds(sys.executable, "-c", "import torch") for _ in range(2))
-    assert min(seconds(command, "--help") for _ in range(2)) < torch + 1.0
+def test_help_costs_less_than_a_second_beyond_torch() -> None:
+    """In processor time of a new process; the better of two, the first of which may compile."""
+    assert any(subprocess.run([sys.executable, "-c", CODE]).returncode == 0 for _ in range(2))

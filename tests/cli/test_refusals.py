@@ -102,7 +102,7 @@ def test_an_archive_of_several_arrays(cflow) -> None:
     cflow("train", "nsf", "a.npz").expect_refusal("['x', 'y']", "data")
 
 
-@pytest.mark.parametrize("command", ["info", "sample"])
+@pytest.mark.parametrize("command", ["info", "sample", "export"])
 def test_files_that_hold_no_flow(cflow, flow: str, command: str) -> None:
     whole = Path(flow).read_bytes()
     for broken in (
