@@ -41,8 +41,10 @@ class Sizes:
     mean_steps: int
     layer_steps: int
     pairs: int  # made for each reflow
+    distil_pairs: int
     batch: int
     lr: float
+    distil_lr: float
     mean_lr: float
     tested: int  # samples in one distance
     repeats: int = 1  # distances that are averaged
@@ -117,8 +119,9 @@ PAIRS = (
     "gaussian to scurve",
 )
 PAIR_SIZES = Sizes(
-    steps=6000, reflow_steps=5000, distil_steps=6000, mean_steps=10_000, layer_steps=1500,
-    pairs=20_000, batch=256, lr=3e-3, mean_lr=4e-3, tested=1024, optimal=40_960,
+    steps=6000, reflow_steps=5000, distil_steps=10_000, mean_steps=10_000, layer_steps=1500,
+    pairs=20_000, distil_pairs=60_000, batch=256, lr=3e-3, distil_lr=2e-3, mean_lr=4e-3,
+    tested=1024, optimal=40_960,
 )  # fmt: skip
 
 
@@ -165,7 +168,8 @@ def pair(name: str, sizes: Sizes = PAIR_SIZES) -> Problem:
 
 DIGIT_SIZES = Sizes(
     steps=1800, reflow_steps=1000, distil_steps=1500, mean_steps=3000, layer_steps=700,
-    pairs=12_000, batch=256, lr=4e-3, mean_lr=2e-3, tested=200, repeats=8,
+    pairs=12_000, distil_pairs=12_000, batch=256, lr=4e-3, distil_lr=1e-3, mean_lr=2e-3,
+    tested=200, repeats=8,
 )  # fmt: skip
 
 
@@ -222,8 +226,8 @@ def eight_by_eight(sizes: Sizes = DIGIT_SIZES) -> Problem:
 
 MNIST_SIZES = Sizes(
     steps=10**9, reflow_steps=10**9, distil_steps=10**9, mean_steps=10**9, layer_steps=10**9,
-    pairs=6000, batch=64, lr=1e-3, mean_lr=1e-3, tested=1000, calibrated=128,
-    seconds=300.0,
+    pairs=6000, distil_pairs=6000, batch=64, lr=1e-3, distil_lr=1e-3, mean_lr=1e-3,
+    tested=1000, calibrated=128, seconds=300.0,
 )  # fmt: skip
 
 

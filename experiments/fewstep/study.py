@@ -100,9 +100,8 @@ def trained(problem: Problem, seed: int, folder: Path) -> dict[str, Flow]:
         seed=seed, trainer=fit.trainer(sizes.reflow_steps, sizes.lr / 4), progress=False,
     )  # fmt: skip
     models["distilled"] = distil(
-        models["2-rectified"], sizes.pairs, folder=folder / "distilled", solver=Heun(20),
-        chunk=2048, seed=seed, trainer=fit.trainer(sizes.distil_steps, sizes.lr / 4),
-        progress=False,
+        teacher, sizes.distil_pairs, folder=folder / "distilled", solver=Heun(20), chunk=2048,
+        seed=seed, trainer=fit.trainer(sizes.distil_steps, sizes.distil_lr), progress=False,
     )  # fmt: skip
 
     assert isinstance(teacher.transport, ODE)
