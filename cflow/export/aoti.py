@@ -30,7 +30,9 @@ def export_aoti(
     """Compile a module with AOTInductor into a package for this kind of processor.
 
     Read it back with `torch._inductor.aoti_load_package(path)` (its name has to end in `.pt2`
-    there), or with `cflow.export.load_exported`. It takes any batch size.
+    there), or with `cflow.export.load_exported`. It takes any batch size. A package looks at
+    shapes only where the environment has AOTI_RUNTIME_CHECK_INPUTS=1, and else reads whatever lies
+    in memory; `load_exported` looks at them first.
 
     Args:
         module: A `Sampler`, `Encoder` or `LogProb`.

@@ -7,10 +7,9 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from cflow.export.exportable import Exportable
+from cflow.export.exportable import Exportable, sampled, stepped
 from cflow.export.noise import noise_law
 from cflow.export.parity import CHECKED, SEED
-from cflow.transport import ODE, Leap
 
 __all__ = ["FORMAT", "KEY", "NAME", "Format", "described"]
 
@@ -40,7 +39,8 @@ def described(
         parity: What was found, where it is known.
     """
     flow = module.flow
-    carriers = [part for part in flow.transport.modules() if isinstance(part, ODE | Leap)]
+    hands: list[Any] = [part.solver for part in stepped(flow.transport)]
+    hands += [part.sampler for part in sampled(flow.transport)]
     context = inputs.get("context")
     fields: dict[str, Any] = {
         "cflow": FORMAT,
@@ -55,8 +55,8 @@ def described(
         "context_shape": module.context_shape,
         "context_dtype": None if context is None else _name(context),
         "dtype": _name(inputs[module.input_name]),
-        "steps": [part.solver.steps for part in carriers],  # type: ignore[union-attr]
-        "solvers": [str(part.solver) for part in carriers],
+        "steps": [each.steps for each in hands],
+        "solvers": [str(each) for each in hands],
         "guidance": module.guidance,
         "likelihood": flow.likelihood if module.kind == "log_prob" else None,
         "parity": {"found": parity, "tolerance": tolerance, "seed": SEED, "batches": CHECKED},

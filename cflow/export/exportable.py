@@ -67,11 +67,10 @@ class Exportable(nn.Module, ABC):
     ) -> None:
         super().__init__()
         where = type(self).__name__
-        carriers = [part for part in flow.transport.modules() if isinstance(part, ODE | Leap)]
-        if (steps is not None or solver is not None) and not carriers:
+        if (steps is not None or solver is not None) and not stepped(flow.transport):
             raise DomainError(
-                f"{where}: the flow has no ODE and no leaps, so no steps to set; leave out steps "
-                "and solver"
+                f"{where}: the flow has no ODE and no leaps that a solver steps, so no steps to "
+                "set; leave out steps and solver"
             )
         solver = _with_steps(where, solver, steps)
         if solver is not None:
@@ -81,7 +80,7 @@ class Exportable(nn.Module, ABC):
         self.guidance = None if guidance is None else _said(guidance)
         self.flow = flow
         self.dtype = next((p.dtype for p in flow.parameters()), torch.get_default_dtype())
-        for part in flow.transport.modules():
+        for part in (*stepped(flow.transport), *sampled(flow.transport)):
             self._expect_known(part)
         self.context_shape = flow.context_shape if context is None else None
         self.fixed: Tensor | None
@@ -104,7 +103,7 @@ class Exportable(nn.Module, ABC):
         batch = x.shape[: x.dim() - len(self.in_shape)]
         return x, self.fixed.expand(*batch, *self.fixed.shape)
 
-    def _expect_known(self, part: nn.Module) -> None:
+    def _expect_known(self, part: ODE | Leap | SampledTransport) -> None:
         where = type(self).__name__
         if isinstance(part, ODE) and part.solver.adaptive:
             raise DomainError(
@@ -116,6 +115,18 @@ class Exportable(nn.Module, ABC):
                 f"{where}: {type(part.sampler).__name__} draws noise on the way, which a file "
                 "cannot; export the ODE itself, or a sampler without noise such as CurvedEuler"
             )
+
+
+def stepped(transport: Transport) -> list[ODE | Leap]:
+    """Return the parts that a solver steps."""
+    beside = {id(part.ode) for part in sampled(transport)}
+    parts = (part for part in transport.modules() if isinstance(part, ODE | Leap))
+    return [part for part in parts if id(part) not in beside]
+
+
+def sampled(transport: Transport) -> list[SampledTransport]:
+    """Return the parts that a sampler carries, past the solver of their ODE."""
+    return [part for part in transport.modules() if isinstance(part, SampledTransport)]
 
 
 def expect_drawn_nothing(where: str, transport: Transport, says: str) -> None:

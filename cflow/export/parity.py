@@ -36,9 +36,11 @@ class ExportError(CflowError, RuntimeError):
     """A module cannot be written, or the written file disagrees with it."""
 
 
-def examples(module: Exportable, batch: int, context: Tensor | None) -> dict[str, Tensor]:
+def examples(
+    module: Exportable, batch: int, context: Tensor | None, *, seed: int = SEED
+) -> dict[str, Tensor]:
     """Draw fixed inputs by name; vectors for a context are drawn where none are given."""
-    generator = Generator().manual_seed(SEED)
+    generator = Generator().manual_seed(seed)
     given = _conditions(module, batch, context, generator)
     fixed = module.fixed
     drawn = given if fixed is None else fixed.expand(batch, *fixed.shape)

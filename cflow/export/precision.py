@@ -29,8 +29,8 @@ class QualityLoss:
         relative: Root mean squared difference of the outputs, over the outputs' spread about their
             mean.
         distance: Sliced Wasserstein-2 distance between the two sets of outputs, in their units.
-        floor: That distance between two independent halves of the outputs in full precision: below
-            it nothing can be seen in a sample of this size.
+        floor: That distance between two independent sets of outputs in full precision: below it
+            nothing can be seen in samples of this size.
     """
 
     relative: float
@@ -63,8 +63,10 @@ def low_precision(
     module: Exportable,
     dtype: torch.dtype = torch.bfloat16,
     *,
+    inputs: Tensor | None = None,
     context: Tensor | None = None,
     n: int = 1024,
+    seed: int = 0,
 ) -> tuple[Exportable, QualityLoss]:
     """Return a copy with its weights in lower precision, and what is lost by it.
 
@@ -73,11 +75,13 @@ def low_precision(
     Args:
         module: A `Sampler`, `Encoder` or `LogProb`; it stays as it is.
         dtype: In which weights are stored: bfloat16, or float16.
-        context: Conditions to compare with, as for `export_pt2`.
-        n: Inputs to compare with, at least 2; they are drawn from a fixed seed.
+        inputs: Noise, or points, to compare with, `(n, *in_shape)`; drawn where none are given.
+        context: Conditions to compare with, taken in turn, as for `export_pt2`.
+        n: Inputs to draw, at least 2.
+        seed: Of what is drawn.
 
     Raises:
-        DomainError: The dtype is not a lower one.
+        DomainError: The dtype is not a lower one, or there are fewer than two inputs.
 
     Example:
         >>> from cflow import recipes
@@ -88,26 +92,28 @@ def low_precision(
     """
     if dtype not in (torch.bfloat16, torch.float16):
         raise DomainError(f"low_precision: dtype must be bfloat16 or float16, got {dtype}")
+    n = n if inputs is None else len(inputs)
     if n < 2:
-        raise DomainError(f"low_precision: n must be 2 or more, got {n}")
+        raise DomainError(f"low_precision: two inputs or more are needed, got {n}")
     again = copy.deepcopy(module)
     for part in list(again.modules()):
         for name, weight in list(part.named_parameters(recurse=False)):
             if weight.is_floating_point() and weight.dtype != dtype:
                 step = Stored(dtype, weight.dtype)
                 parametrize.register_parametrization(part, name, step, unsafe=True)
-    inputs = examples(module, n, context)
+    given = examples(module, n, context, seed=seed)
+    if inputs is not None:
+        given[module.input_name] = inputs
     with evaluating(module):
-        full = module(**inputs)
+        full, other = module(**given), module(**examples(module, n, context, seed=seed + 1))
     with evaluating(again):
-        low = again(**inputs)
-    return again, _loss(full, low)
+        low = again(**given)
+    return again, _loss(full, low, other)
 
 
-def _loss(full: Tensor, low: Tensor) -> QualityLoss:
-    a, b = (x.double().reshape(len(x), -1) for x in (full, low))
+def _loss(full: Tensor, low: Tensor, other: Tensor) -> QualityLoss:
+    a, b, c = (x.double().reshape(len(x), -1) for x in (full, low, other))
     spread = (a - a.mean(0)).square().mean().sqrt()
-    half = len(a) // 2
     apart = lambda x, y: sliced_wasserstein(x, y, generator=Generator().manual_seed(0)).item()
     relative = ((a - b).square().mean().sqrt() / spread.clamp_min(1e-30)).item()
-    return QualityLoss(relative, apart(a, b), apart(a[:half], a[half : 2 * half]))
+    return QualityLoss(relative, apart(a, b), apart(a, c))
