@@ -216,7 +216,7 @@ def measured(problem: Problem, flow: Flow, seed: int, name: str) -> dict[str, An
     }
     if isinstance(carrier, ODE):
         generator = Generator().manual_seed(8000 + seed)
-        paths = path_measures(flow, n, steps=100, generator=generator)
+        paths = path_measures(flow, sizes.paths, steps=sizes.path_steps, generator=generator)
         found["paths"] = {
             "transport cost": paths.transport_cost.item(),
             "energy": paths.energy.item(),
