@@ -23,7 +23,8 @@ from experiments.fewstep.study import study
 PROBLEMS = (*PAIRS, "digits", "mnist")
 SMOKE: dict[str, Any] = dict(
     steps=4, reflow_steps=4, distil_steps=4, mean_steps=4, layer_steps=4, pairs=64,
-    distil_pairs=64, batch=32, tested=20, repeats=1, calibrated=8, paths=64, path_steps=4, optimal=0,
+    distil_pairs=64, batch=32, tested=20, repeats=1, calibrated=8, paths=64,
+    path_steps=4, optimal=0,
 )  # fmt: skip
 
 

@@ -71,7 +71,8 @@ def picture(found: list[dict[str, Any]], path: Path) -> None:
         axis.axhline(floor, color="0.6", linewidth=1, linestyle="--", label="floor")
         for model in mine[0]["rows"]:
             by_count: dict[float, float] = {}
-            for key in mine[0]["rows"][model]["distances"]:
+            shown = ["1"] if model == "distilled" else mine[0]["rows"][model]["distances"]
+            for key in shown:  # a distilled flow is right at its own step alone
                 values = [f["rows"][model]["distances"][key] for f in mine]
                 by_count[max(1.0, float(key))] = statistics.mean(values)
             lone = len(by_count) == 1
@@ -87,7 +88,7 @@ def picture(found: list[dict[str, Any]], path: Path) -> None:
         axis.set_title(name, fontsize=9)
         axis.set_xlabel("evaluations", fontsize=8)
         axis.set_ylabel(mine[0]["unit"], fontsize=8)
-        axis.tick_params(labelsize=7)
+        axis.tick_params(which="both", labelsize=7)
     for axis in list(axes.flat)[len(names) :]:
         axis.set_axis_off()
     axes.flat[0].legend(fontsize=6)
