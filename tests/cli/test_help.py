@@ -11,6 +11,8 @@ import pytest
 import cflow as library
 from cflow.cli.entry import COMMANDS, _parse
 
+pytestmark = pytest.mark.usefixtures("in_an_empty_folder")
+
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_the_help_of_a_command_shows_an_example_that_parses(cflow, name: str) -> None:

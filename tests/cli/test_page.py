@@ -9,7 +9,7 @@ import pytest
 
 PAGE = Path(__file__).parents[2] / "docs" / "cli.md"
 
-pytestmark = pytest.mark.unchecked  # it exports
+pytestmark = [pytest.mark.unchecked, pytest.mark.usefixtures("in_an_empty_folder")]  # it exports
 
 
 def blocks(kind: str) -> list[str]:

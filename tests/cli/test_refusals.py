@@ -11,6 +11,8 @@ import torch
 
 from cflow import recipes
 
+pytestmark = pytest.mark.usefixtures("in_an_empty_folder")
+
 
 @pytest.fixture
 def flow() -> str:

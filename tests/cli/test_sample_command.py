@@ -10,6 +10,8 @@ from cflow import Flow, recipes
 from cflow.base import Gaussian
 from cflow.transport import Affine
 
+pytestmark = pytest.mark.usefixtures("in_an_empty_folder")
+
 
 @pytest.fixture
 def spline() -> Flow:

@@ -12,7 +12,7 @@ from cflow.base import Mixture, Uniform
 from cflow.export import Sampler, export_pt2
 from cflow.transport import Affine
 
-pytestmark = pytest.mark.unchecked
+pytestmark = [pytest.mark.unchecked, pytest.mark.usefixtures("in_an_empty_folder")]
 
 
 @pytest.fixture

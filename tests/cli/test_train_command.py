@@ -16,6 +16,8 @@ from cflow.cli.build import build
 from cflow.cli.objective import chosen_loss, loss_of
 from cflow.errors import DomainError, ShapeError
 
+pytestmark = pytest.mark.usefixtures("in_an_empty_folder")
+
 SMALL = ("-n", 10, "-a", "transforms=2", "-a", "hidden_features=(8,)", "-o", "run")
 FIELD = ("-n", 10, "-a", "hidden_features=(8,)", "-o", "run")
 
