@@ -57,12 +57,12 @@ def test_a_package_runs_without_cflow_at_any_batch(tmp_path: Path) -> None:
         load_exported(path)
 
 
-def test_what_stands_in_the_way_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_stands_in_the_way_is_said(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"ends in \.pt2"):
         export_aoti(sampler(), tmp_path / "s.so")
     from torch._inductor import config
 
-    monkeypatch.setattr(config.cpp, "cxx", ("no-such-compiler",))
-    with pytest.raises(MissingExtraError, match=r"no C\+\+ compiler is found"):
+    absent = config.patch({"cpp.cxx": ("no-such-compiler",)})  # monkeypatch would not undo it
+    with absent, pytest.raises(MissingExtraError, match=r"no C\+\+ compiler is found"):
         export_aoti(sampler(), tmp_path / "s.pt2")
     assert not list(tmp_path.iterdir())
