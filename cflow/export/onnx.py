@@ -52,7 +52,7 @@ def export_onnx(
             f"export_onnx: {error.name} is not installed; pip install 'cflow[export]'"
         ) from error
     inputs = examples(module, TRACED, context)
-    program = traced("export_onnx", module, inputs)
+    program = traced("export_onnx", module, inputs, spelled=True)
     with evaluating(module), warnings.catch_warnings(), _quiet("torch.onnx"):
         warnings.simplefilter("ignore")  # of the exporter's own internals
         try:

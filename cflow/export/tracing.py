@@ -5,11 +5,13 @@ made. Where it gives up, `make_fx` unfolds them first, into a graph of plain ope
 """
 
 import contextlib
+import copy
 from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import is_functorch_wrapped_tensor
 from torch._decomp import decomposition_table
 from torch._dynamo.source import ConstantSource
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -24,6 +26,7 @@ from torch.overrides import TorchFunctionMode
 
 from cflow.export.exportable import Exportable
 from cflow.export.parity import ExportError, evaluating, one_line
+from cflow.field import Exact
 
 __all__ = ["traced"]
 
@@ -31,41 +34,65 @@ BACKWARD = {op: rule for op, rule in decomposition_table.items() if "backward" i
 """Gradients of single operations, as operations that every format knows."""
 
 
-def traced(where: str, module: Exportable, inputs: dict[str, Tensor]) -> ExportedProgram:
+def traced(
+    where: str, module: Exportable, inputs: dict[str, Tensor], *, spelled: bool = False
+) -> ExportedProgram:
     """Trace a module at any batch size.
 
     Args:
         where: Who asks, for the error.
         module: What is traced, in evaluation mode and without gradients.
         inputs: Examples by name; their first axis is the batch.
+        spelled: Spell gradients of single operations out, for formats that know operations only.
 
     Raises:
         ExportError: It cannot be traced; the reason is told.
     """
     shapes = {name: {0: Dim.DYNAMIC} for name in inputs}
-    try:
-        with evaluating(module), parametrize.cached():
-            return torch.export.export(module, (), inputs, dynamic_shapes=shapes)
-    except Exception as error:  # noqa: BLE001  whatever stops it, the other way may pass
-        first = one_line(error)
-    try:
-        with evaluating(module), parametrize.cached():
-            graph = _unfolded(module, inputs)
-            return torch.export.export(graph, (), inputs, dynamic_shapes=shapes)
-    except Exception as error:
-        raise ExportError(
-            f"{where}: the module cannot be traced at any batch size ({first}; "
-            f"unfolded: {one_line(error)})"
-        ) from error
+    causes = []
+    for way in (_as_it_is, _unfolded, _one_by_one):
+        try:
+            with evaluating(module), parametrize.cached():
+                graph = way(module, inputs, spelled=spelled)
+                program = torch.export.export(graph, (), inputs, dynamic_shapes=shapes)
+            _expect_plain(program)
+        except Exception as error:  # noqa: BLE001  whatever stops it, another way may pass
+            causes.append(error)
+        else:
+            return program
+    words = "; ".join(dict.fromkeys(map(one_line, causes)))
+    raise ExportError(f"{where}: the module cannot be traced at any batch size ({words})") from (
+        causes[-1]
+    )
 
 
-def _unfolded(module: nn.Module, inputs: dict[str, Tensor]) -> GraphModule:
+def _as_it_is(module: nn.Module, inputs: dict[str, Tensor], *, spelled: bool) -> nn.Module:
+    return module
+
+
+def _one_by_one(module: Exportable, inputs: dict[str, Tensor], *, spelled: bool) -> nn.Module:
+    """Return the graph of a divergence that takes one entry at a time: vmap may fix the batch."""
+    again = copy.copy(module)
+    again._modules = dict(module._modules)  # shared else
+    again.flow = module.flow.with_solver(divergence=Exact(chunk=1))
+    return _unfolded(again, inputs, spelled=spelled)
+
+
+def _expect_plain(program: ExportedProgram) -> None:
+    """Raise where tensors of a gradient under way were taken for constants, and cannot be saved."""
+    for x in program.constants.values():
+        if isinstance(x, Tensor) and is_functorch_wrapped_tensor(x):
+            raise RuntimeError("torch.export took the tensors of a gradient for constants")
+
+
+def _unfolded(module: nn.Module, inputs: dict[str, Tensor], *, spelled: bool) -> GraphModule:
     """Return the module as a graph without `torch.func`, its weights under plain names.
 
     Only the batch axis is left open. Where the code asks for its size, as the chunks of a
     divergence do, the graph has the answer for the examples.
     """
-    state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    parameters = dict(module.named_parameters())
+    state = {**parameters, **dict(module.named_buffers())}
     fake = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
 
     def faked(name: str, x: Tensor, first: DimDynamic) -> Tensor:
@@ -76,6 +103,8 @@ def _unfolded(module: nn.Module, inputs: dict[str, Tensor]) -> GraphModule:
     def call(*tensors: Tensor) -> Tensor:
         given = dict(zip(inputs, tensors[len(state) :], strict=True))
         weights = dict(zip(state, tensors[: len(state)], strict=True))
+        for name in parameters:
+            weights[name]._is_param = True  # type: ignore[attr-defined]  for `get_parameter`
         return functional_call(module, weights, (), given)
 
     names = [f"weight_{k}" for k in range(len(state))]
@@ -85,8 +114,9 @@ def _unfolded(module: nn.Module, inputs: dict[str, Tensor]) -> GraphModule:
     ]
     with fake, _exporting(), _AnyBatch():
         found = make_fx(call)(*tensors)
-        rules = cast(dict[Any, Callable[..., Any]], BACKWARD)  # they do not work under vmap
-        found = make_fx(found, decomposition_table=rules)(*tensors)
+        if spelled:  # afterwards: the rules do not work under vmap
+            rules = cast(dict[Any, Callable[..., Any]], BACKWARD)
+            found = make_fx(found, decomposition_table=rules)(*tensors)
     held = dict(zip(names, (x.detach() for x in state.values()), strict=True))
     return _rooted(found, [*names, *inputs], held)
 
@@ -123,7 +153,7 @@ def _exporting() -> Iterator[None]:
 
 
 class _AnyBatch(TorchFunctionMode):
-    """Write two functions, that within `torch.func` fix the batch size, as ones that do not."""
+    """Write functions, that within `torch.func` fix the batch size, as ones that do not."""
 
     def __torch_function__(
         self,
@@ -135,8 +165,10 @@ class _AnyBatch(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is functional.linear:
             return _linear(*args, **kwargs)
-        if func is functional.interpolate and kwargs.keys() == {"scale_factor"}:
+        if func is functional.interpolate and kwargs["mode"] == "nearest" and not kwargs["size"]:
             return _nearest(args[0], int(kwargs["scale_factor"]))
+        if func is Tensor.__getitem__ and _slices(args[1]):
+            return _sliced(*args)
         return func(*args, **kwargs)
 
 
@@ -148,5 +180,23 @@ def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
 
 def _nearest(x: Tensor, factor: int) -> Tensor:
     *lead, height, width = x.shape
-    wide = x[..., :, None, :, None].expand(*lead, height, factor, width, factor)
+    wide = x.unsqueeze(-1).unsqueeze(-3).expand(*lead, height, factor, width, factor)
     return wide.reshape(*lead, height * factor, width * factor)
+
+
+def _slices(index: Any) -> bool:  # noqa: ANN401
+    parts = index if isinstance(index, tuple) else (index,)
+    return all(part is Ellipsis or isinstance(part, slice) for part in parts)
+
+
+def _sliced(x: Tensor, index: slice | tuple[Any, ...]) -> Tensor:
+    """Return x[index], of slices alone, by one operation for each."""
+    parts: list[Any] = list(index) if isinstance(index, tuple) else [index]
+    if Ellipsis in parts:
+        k = parts.index(Ellipsis)
+        parts[k : k + 1] = [slice(None)] * (x.dim() - len(parts) + 1)
+    for axis, part in enumerate(parts):
+        if part != slice(None):
+            step = 1 if part.step is None else part.step
+            x = torch.ops.aten.slice.Tensor(x, axis, part.start, part.stop, step)
+    return x

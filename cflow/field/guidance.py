@@ -136,8 +136,10 @@ class ClassifierFree(Field):
             return self.field(t, x, context), self.field(t, x, null)
         join = torch.cat if t.dim() else torch.stack
         both = self.field(join([t, t]), join([x, x]), join([context, null]))
-        v, weak = both.chunk(2) if t.dim() else both.unbind()
-        return v, weak
+        if not t.dim():
+            return both[0], both[1]
+        n = t.shape[0]  # chunk has no ONNX form for any batch
+        return both[:n], both[n:]
 
 
 class AutoGuided(Field):

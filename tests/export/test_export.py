@@ -173,4 +173,4 @@ def test_waves_of_a_thousand_radians_are_the_same_in_a_file(tmp_path: Path) -> N
     field = DiTField((1, 4, 4), width=8, layers=1, heads=2)
     flow = Flow(Gaussian((1, 4, 4)), ODE(field, manifold=Euclidean(3)))
     sampler: Exportable = Sampler(spread(flow), steps=3)  # times that float32 has to round
-    assert export_onnx(sampler, tmp_path / "s.onnx") <= 1e-6
+    assert export_onnx(sampler, tmp_path / "s.onnx") <= 5e-7

@@ -1,0 +1,162 @@
+"""The rows of docs/exports.md: every recipe, every field network, every context; all small.
+
+Recipes are those of docs/compatibility.md. A new field joins by one line here;
+tests/test_exports_table.py asks for it.
+"""
+
+from collections.abc import Callable
+
+import torch
+
+from cflow import Flow
+from cflow.base import Gaussian
+from cflow.field import (
+    AutoGuided,
+    ClassifierFree,
+    CosineSchedule,
+    DiTField,
+    Exact,
+    Field,
+    FourierTime,
+    FunctionField,
+    GatedField,
+    GaussianMixture,
+    InstantField,
+    LinearSchedule,
+    LogDensityGuided,
+    MixtureField,
+    MLPField,
+    NetworkFlowMap,
+    PredictionField,
+    PredictX1,
+    RetimedField,
+    SpanTime,
+    TwoLayerField,
+    UNetField,
+)
+from cflow.manifold import Euclidean
+from cflow.ode import Euler
+from cflow.transport import ODE, Chain, Dequantize, Leap
+from experiments.compatibility_rows import CLASSES, Row
+from experiments.compatibility_rows import ROWS as EVERYTHING
+
+__all__ = ["ROWS"]
+
+VECTOR, IMAGE = (3,), (1, 4, 4)
+CONTEXT, LABEL, TOKENS = (2,), (), (3, 2)
+STEPS = 2
+
+
+def mlp(context: int = 2) -> MLPField:
+    return MLPField(3, context, hidden_features=(16, 16), frequencies=2)
+
+
+def flow_map() -> NetworkFlowMap:
+    time = SpanTime(FourierTime(2), FourierTime(2))
+    return NetworkFlowMap(MLPField(3, 2, hidden_features=(16, 16), time=time))
+
+
+def unet(classes: int = 0, *, context: int = 0, tokens: int = 0) -> UNetField:
+    return UNetField(
+        IMAGE,
+        classes,
+        context=context,
+        tokens=tokens,
+        width=8,
+        multipliers=(1, 2),
+        blocks=1,
+        heads=2,
+    )
+
+
+def dit(classes: int = 0, *, context: int = 0, tokens: int = 0) -> DiTField:
+    return DiTField(
+        IMAGE, classes, context=context, tokens=tokens, width=8, layers=1, heads=2, frequencies=8
+    )
+
+
+def first(t: torch.Tensor, x: torch.Tensor, context: torch.Tensor | None) -> torch.Tensor:
+    """Return log p(y | x) of an outcome y that a large first coordinate makes likely."""
+    return torch.nn.functional.logsigmoid(x[..., 0])
+
+
+Built = tuple[Callable[[], Field], tuple[int, ...], tuple[int, ...] | None]
+FIELDS: dict[str, Built] = {
+    "AutoGuided": (lambda: AutoGuided(mlp(), mlp(), scale=2.0), VECTOR, CONTEXT),
+    "ClassifierFree, vectors": (lambda: ClassifierFree(mlp(), 2.0, null=0.0), VECTOR, CONTEXT),
+    "ClassifierFree, labels": (
+        lambda: ClassifierFree(dit(CLASSES), 2.0, null=CLASSES, interval=(0.1, 0.9)),
+        IMAGE,
+        LABEL,
+    ),
+    "DiTField": (dit, IMAGE, None),
+    "DiTField, labels": (lambda: dit(CLASSES), IMAGE, LABEL),
+    "DiTField, vectors": (lambda: dit(context=2), IMAGE, CONTEXT),
+    "DiTField, tokens": (lambda: dit(tokens=2), IMAGE, TOKENS),
+    "FunctionField": (lambda: FunctionField(lambda t, x, context: x.sin()), VECTOR, None),
+    "GatedField": (lambda: GatedField(3, hidden_features=(16, 16)), VECTOR, None),
+    "GatedField, vectors": (lambda: GatedField(3, 2, hidden_features=(16, 16)), VECTOR, CONTEXT),
+    "InstantField, vectors": (lambda: InstantField(flow_map()), VECTOR, CONTEXT),
+    "LogDensityGuided": (
+        lambda: LogDensityGuided(mlp(0), first, schedule=LinearSchedule(), of="data"),
+        VECTOR,
+        None,
+    ),
+    "MLPField": (lambda: mlp(0), VECTOR, None),
+    "MLPField, vectors": (mlp, VECTOR, CONTEXT),
+    "MixtureField": (
+        lambda: MixtureField(GaussianMixture(torch.zeros(1, 3)), GaussianMixture(torch.eye(3))),
+        VECTOR,
+        None,
+    ),
+    "PredictionField, vectors": (
+        lambda: PredictionField(mlp(), LinearSchedule(), PredictX1()),
+        VECTOR,
+        CONTEXT,
+    ),
+    "RetimedField, vectors": (
+        lambda: RetimedField(mlp(), LinearSchedule(), CosineSchedule()),
+        VECTOR,
+        CONTEXT,
+    ),
+    "TwoLayerField": (lambda: TwoLayerField(3, hidden_features=(16, 16)), VECTOR, None),
+    "TwoLayerField, vectors": (
+        lambda: TwoLayerField(3, 2, hidden_features=(16, 16)),
+        VECTOR,
+        CONTEXT,
+    ),
+    "UNetField": (unet, IMAGE, None),
+    "UNetField, labels": (lambda: unet(CLASSES), IMAGE, LABEL),
+    "UNetField, vectors": (lambda: unet(context=2), IMAGE, CONTEXT),
+    "UNetField, tokens": (lambda: unet(tokens=2), IMAGE, TOKENS),
+}
+
+
+def along(field: Field, event: tuple[int, ...], context: tuple[int, ...] | None) -> Flow:
+    """Return the flow of a field; the divergence of images goes one entry at a time."""
+    divergence = Exact(chunk=1) if event == IMAGE else None
+    ode = ODE(field, Euler(STEPS), manifold=Euclidean(len(event)), divergence=divergence)
+    return Flow(Gaussian(event), ode, context_shape=context)
+
+
+def leap() -> Flow:
+    return Flow(Gaussian(VECTOR), Leap(flow_map(), Euler(STEPS)), context_shape=CONTEXT)
+
+
+def exportable(flow: Flow) -> Flow:
+    """Return a flow before it rounds to grey levels, which would hide every difference."""
+    chain = flow.transport
+    if isinstance(chain, Chain) and isinstance(chain[-1], Dequantize):
+        return Flow(flow.base, chain[:-1], context_shape=flow.context_shape).eval()
+    return flow
+
+
+def _fields() -> list[Row]:
+    rows = [
+        Row(name, "Fields", lambda built=built: along(built[0](), *built[1:]))
+        for name, built in FIELDS.items()
+    ]
+    return [*rows, Row("NetworkFlowMap, vectors", "Fields", leap)]
+
+
+ROWS: tuple[Row, ...] = (*(row for row in EVERYTHING if row.section == "Recipes"), *_fields())
