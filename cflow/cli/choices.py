@@ -1,11 +1,11 @@
 """Solvers and devices by the names that they have on the command line."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cflow.cli.arguments import known_or_nearest
 from cflow.errors import DomainError
-from cflow.field import ClassifierFree, Field
+from cflow.field import ClassifierFree, Field, null_of
 from cflow.flow import Flow
 from cflow.ode import (
     RK4,
@@ -18,7 +18,7 @@ from cflow.ode import (
 )
 from cflow.samples import guided
 
-__all__ = ["device_of", "guided_by", "null_of", "placed", "solved_by", "solver_of"]
+__all__ = ["device_of", "guided_by", "placed", "solved_by", "solver_of"]
 
 SOLVERS: dict[str, type[FixedStep]] = {
     "euler": Euler,
@@ -95,18 +95,6 @@ def device_of(name: str) -> torch.device:
         return torch.empty(1, device=name).device
     except (RuntimeError, AssertionError) as error:
         raise DomainError(f"--device: there is no {name!r} here ({error})") from error
-
-
-def null_of(network: nn.Module) -> Tensor | float | int:
-    """Return the context that says nothing to a network: what one of its parts says, or zeros.
-
-    Example:
-        >>> from cflow.field import MLPField, UNetField
-        >>> null_of(UNetField((1, 4, 4), 10, width=8, heads=2)), null_of(MLPField(2, 3))
-        (10, 0.0)
-    """
-    named = (getattr(module, "null", None) for module in network.modules())
-    return next((null for null in named if null is not None), 0.0)
 
 
 def placed(values: Tensor, flow: Flow) -> Tensor:

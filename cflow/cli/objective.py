@@ -8,15 +8,15 @@ The last two need one ODE, or leaps, at the base end of the flow, and nothing tr
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Literal, TypeAlias
 
 import torch
 from torch import Generator, Tensor
 
 from cflow.base import Gaussian
-from cflow.cli.choices import null_of
 from cflow.errors import DomainError
-from cflow.field import AnalyticField
+from cflow.field import AnalyticField, null_of
 from cflow.flow import Flow
 from cflow.likelihood import nll
 from cflow.matching import (
@@ -29,7 +29,8 @@ from cflow.matching import (
     mean_flow,
 )
 from cflow.state import State
-from cflow.transport import ODE, Chain, Leap, Transport
+from cflow.transport import ODE, Chain, Leap
+from cflow.transport.around import links
 
 __all__ = ["Loss", "Pairing", "carrier", "chosen_loss", "loss_of"]
 
@@ -48,7 +49,7 @@ def carrier(flow: Flow) -> tuple[ODE | Leap, Chain] | None:
         >>> carrier(recipes.realnvp(2)) is None
         True
     """
-    first, *rest = _links(flow.transport) or [Chain()]
+    first, *rest = [*links(flow.transport)] or [Chain()]
     more = any(isinstance(part, ODE | Leap) for link in rest for part in link.modules())
     if not isinstance(first, ODE | Leap) or more or not isinstance(flow.base, Gaussian):
         return None
@@ -113,31 +114,13 @@ def loss_of(
         part, rest = found
         with torch.no_grad():  # what follows is fixed: shrunk data would be easy to match
             x1 = rest.pull(State(x), context, generator=generator).x
-        if isinstance(part, Leap):
-            return mean_flow(
-                part.flow_map,
-                LinearPath(),
-                coupled,
-                x1,
-                context=context,
-                dropout=hidden,
-                generator=generator,
-            )
-        return matching(
-            part.field,
-            LinearPath(),
-            coupled,
-            x1,
-            context=context,
-            dropout=hidden,
-            generator=generator,
+        error = (
+            partial(mean_flow, part.flow_map)
+            if isinstance(part, Leap)
+            else partial(matching, part.field)
+        )
+        return error(
+            LinearPath(), coupled, x1, context=context, dropout=hidden, generator=generator
         )
 
     return velocity_error
-
-
-def _links(transport: Transport) -> list[Transport]:
-    """List the links of nested chains in push order."""
-    if not isinstance(transport, Chain):
-        return [transport]
-    return [link for part in transport for link in _links(part)]

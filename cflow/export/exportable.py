@@ -14,13 +14,13 @@ import torch
 from torch import Generator, Tensor, nn
 
 from cflow.errors import DomainError, ShapeError, expect_trailing
-from cflow.field import ClassifierFree, Field
+from cflow.field import ClassifierFree, Field, null_of
 from cflow.flow import Flow
 from cflow.ode import Euler, Solver
 from cflow.ode.fixed import FixedStep
 from cflow.samples import SampledTransport, guided
-from cflow.transport import ODE, Guidance, Leap, Stochastic, Transport
-from cflow.typing import Data, Points
+from cflow.transport import ODE, Guidance, Leap, Transport
+from cflow.typing import Points
 
 __all__ = ["Exportable", "Guide", "Kind"]
 
@@ -67,6 +67,7 @@ class Exportable(nn.Module, ABC):
     ) -> None:
         super().__init__()
         where = type(self).__name__
+        self._expect(flow)
         if (steps is not None or solver is not None) and not stepped(flow.transport):
             raise DomainError(
                 f"{where}: the flow has no ODE and no leaps that a solver steps, so no steps to "
@@ -86,6 +87,10 @@ class Exportable(nn.Module, ABC):
         self.fixed: Tensor | None
         self.register_buffer("fixed", _fixed(where, flow, context))
         self.in_shape = self._in_shape()
+
+    @abstractmethod
+    def _expect(self, flow: Flow) -> None:
+        """Raise `DomainError` for a flow that this cannot be made of."""
 
     @abstractmethod
     def _in_shape(self) -> tuple[int, ...]:
@@ -129,24 +134,6 @@ def sampled(transport: Transport) -> list[SampledTransport]:
     return [part for part in transport.modules() if isinstance(part, SampledTransport)]
 
 
-def expect_drawn_nothing(where: str, transport: Transport, says: str) -> None:
-    """Raise `DomainError` where a pull draws noise, as dequantisation does."""
-    for part in transport.modules():
-        if isinstance(part, Stochastic):
-            raise DomainError(
-                f"{where}: {type(part).__name__} draws noise, so {says}; export the flow without "
-                "it, Flow(flow.base, flow.transport[:-1])"
-            )
-
-
-def draw_points(
-    flow: Flow, n: int, context: Tensor | None, generator: Generator, dtype: torch.dtype
-) -> Data:
-    """Push draws of the base: points where the flow's own samples lie."""
-    with torch.no_grad():
-        return flow.push(draw_base(flow, n, context, generator).to(dtype), context)
-
-
 def draw_base(flow: Flow, n: int, context: Tensor | None, generator: Generator) -> Points:
     """Draw from the base, on the device of the flow's weights."""
     device = next((p.device for p in flow.parameters()), torch.device("cpu"))
@@ -166,13 +153,7 @@ def _with_steps(where: str, solver: Solver | None, steps: int | None) -> Solver 
 def _guide(guidance: Guide) -> Guidance | Callable[[Field], Field]:
     if not isinstance(guidance, int | float):
         return guidance
-
-    def by_scale(field: Field) -> Field:
-        named = (getattr(part, "null", None) for part in field.modules())
-        null = next((each for each in named if each is not None), 0.0)
-        return ClassifierFree(field, float(guidance), null=null)
-
-    return by_scale
+    return lambda field: ClassifierFree(field, float(guidance), null=null_of(field))
 
 
 def _said(guidance: Guide) -> float | str:

@@ -6,6 +6,7 @@ from torch import Generator, Tensor
 
 from cflow.export.exportable import Exportable, Kind, draw_base
 from cflow.export.noise import from_noise, to_noise
+from cflow.flow import Flow
 from cflow.ode import Solver
 from cflow.samples import Calibration, calibrate
 from cflow.state import State
@@ -92,6 +93,9 @@ class Sampler(Exportable):
     def draw(self, n: int, context: Tensor | None, generator: Generator) -> Tensor:
         x0 = draw_base(self.flow, n, context, generator).to(self.dtype)
         return to_noise(self.flow.base, x0, context).detach()
+
+    def _expect(self, flow: Flow) -> None:
+        """Any flow pushes."""
 
     def _in_shape(self) -> tuple[int, ...]:
         return tuple(self.flow.base.event_shape)

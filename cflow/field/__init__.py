@@ -6,7 +6,7 @@ from cflow.field.divergence import Analytic, Divergence, Exact, Hutchinson, Rate
 from cflow.field.field import AnalyticField, Field, FunctionField
 from cflow.field.flow_map import FlowMap, InstantField, NetworkFlowMap, SpanTime
 from cflow.field.gated import Conditioning, GatedField, GatedLinear
-from cflow.field.guidance import AutoGuided, ClassifierFree, LogDensityGuided
+from cflow.field.guidance import AutoGuided, ClassifierFree, LogDensityGuided, null_of
 from cflow.field.image import DiTField, UNetField
 from cflow.field.mixture import GaussianMixture, MixtureField
 from cflow.field.network import MLPField
@@ -86,4 +86,5 @@ __all__ = [
     "UNetField",
     "VPSchedule",
     "convert",
+    "null_of",
 ]

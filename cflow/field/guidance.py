@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import Literal, NamedTuple, TypeAlias, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cflow.errors import DomainError, ShapeError, known
 from cflow.field.field import Field
@@ -26,7 +26,14 @@ from cflow.field.prediction import PredictVelocity
 from cflow.field.schedule import PathSchedule
 from cflow.typing import Batch, Points, Times
 
-__all__ = ["AutoGuided", "ClassifierFree", "LogDensityGuided", "Steering", "steering"]
+__all__ = [
+    "AutoGuided",
+    "ClassifierFree",
+    "LogDensityGuided",
+    "Steering",
+    "null_of",
+    "steering",
+]
 
 Velocity: TypeAlias = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 Interval: TypeAlias = tuple[float, float]
@@ -140,6 +147,18 @@ class ClassifierFree(Field):
             return both[0], both[1]
         n = t.shape[0]  # chunk has no ONNX form for any batch
         return both[:n], both[n:]
+
+
+def null_of(network: nn.Module) -> Tensor | float | int:
+    """Return the context that says nothing to a network: what one of its parts says, or zeros.
+
+    Example:
+        >>> from cflow.field import MLPField, UNetField
+        >>> null_of(UNetField((1, 4, 4), 10, width=8, heads=2)), null_of(MLPField(2, 3))
+        (10, 0.0)
+    """
+    named = (getattr(module, "null", None) for module in network.modules())
+    return next((null for null in named if null is not None), 0.0)
 
 
 class AutoGuided(Field):

@@ -10,7 +10,7 @@ from cflow.errors import DomainError
 from cflow.transport.ode import ODE
 from cflow.transport.transport import Chain, Transport
 
-__all__ = ["Around", "around_ode"]
+__all__ = ["Around", "around_ode", "links"]
 
 
 class Around(NamedTuple):
@@ -38,7 +38,7 @@ def around_ode(where: str, transport: Transport) -> Around:
         >>> len(parts.before), len(parts.after)
         (0, 1)
     """
-    parts = list(_flat(transport))
+    parts = list(links(transport))
     places = [k for k, part in enumerate(parts) if isinstance(part, ODE)]
     if len(places) != 1:
         raise DomainError(
@@ -52,9 +52,10 @@ def around_ode(where: str, transport: Transport) -> Around:
     return Around(Chain(*parts[:place]), ode, Chain(*parts[place + 1 :]))
 
 
-def _flat(transport: Transport) -> Iterator[Transport]:
+def links(transport: Transport) -> Iterator[Transport]:
+    """Give the parts of a transport in push order, chains in chains looked into."""
     if not isinstance(transport, Chain):
         yield transport
         return
     for part in transport:
-        yield from _flat(part)
+        yield from links(part)
