@@ -43,6 +43,20 @@ def test_a_pair_is_studied_once_and_shown(tmp_path: Path, capsys) -> None:
     assert "seed 3" not in capsys.readouterr().out, "what is there is not done again"
 
 
+def test_images_take_the_same_road(tmp_path: Path) -> None:
+    from cflow.data import find
+    from cflow.data.mnist import SUBSET
+
+    names = ("digits", "mnist") if find(SUBSET) else ("digits",)  # MNIST is not on every disk
+    report = main(Settings(tmp_path, names, (0,), workers=1, smoke=True))
+    assert [found["problem"] for found in report["studies"]] == [*names]
+    for found in report["studies"]:
+        assert found["unit"] == "sliced W2"
+        assert 0 < found["floor"] < 0.3
+        for name, row in found["rows"].items():
+            assert all(0 < distance < 1 for distance in row["distances"].values()), name
+
+
 def test_every_pair_has_starts_and_ends_of_its_name() -> None:
     for name in PAIRS:
         problem = pair(name)
