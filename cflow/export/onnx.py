@@ -69,6 +69,8 @@ def export_onnx(
             ) from error
     assert written is not None
     model = written.model_proto
+    for node in model.graph.node:  # notes on where it comes from, more bytes than the weights
+        del node.metadata_props[:]
 
     def write(file: Path, about: str) -> None:
         onnx.helper.set_model_props(model, {KEY: about})

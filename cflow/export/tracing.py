@@ -56,6 +56,7 @@ def traced(
                 graph = way(module, inputs, spelled=spelled)
                 program = torch.export.export(graph, (), inputs, dynamic_shapes=shapes)
             _expect_plain(program)
+            _forget_sources(program)
         except Exception as error:  # noqa: BLE001  whatever stops it, another way may pass
             causes.append(error)
         else:
@@ -83,6 +84,12 @@ def _expect_plain(program: ExportedProgram) -> None:
     for x in program.constants.values():
         if isinstance(x, Tensor) and is_functorch_wrapped_tensor(x):
             raise RuntimeError("torch.export took the tensors of a gradient for constants")
+
+
+def _forget_sources(program: ExportedProgram) -> None:
+    """Drop from every operation the lines and folders of the code that it came from."""
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)
 
 
 def _unfolded(module: nn.Module, inputs: dict[str, Tensor], *, spelled: bool) -> GraphModule:

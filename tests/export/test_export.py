@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -174,3 +175,16 @@ def test_waves_of_a_thousand_radians_are_the_same_in_a_file(tmp_path: Path) -> N
     flow = Flow(Gaussian((1, 4, 4)), ODE(field, manifold=Euclidean(3)))
     sampler: Exportable = Sampler(spread(flow), steps=3)  # times that float32 has to round
     assert export_onnx(sampler, tmp_path / "s.onnx") <= 5e-7
+
+
+@each_format
+def test_a_file_tells_nothing_of_the_folders_it_was_made_in(ending: str, tmp_path: Path) -> None:
+    path = tmp_path / f"s.{ending}"
+    FORMATS[ending](image_sampler(), path)
+    whole = path.read_bytes()
+    if ending == "pt2":
+        with zipfile.ZipFile(path) as stream:
+            whole = b"".join(map(stream.read, stream.namelist()))
+    assert b"samples" in whole or b"noise" in whole  # these are the bytes themselves
+    assert str(RUN.parents[1]).encode() not in whole
+    assert b"sampler.py" not in whole
