@@ -46,7 +46,8 @@ def cnf(
         divergence: How the log-determinant is computed; `Exact()` by default.
         cost: A regulariser for maximum likelihood training.
         average: Learn the average velocity between two times instead, and leap along it: one leap,
-            or `Euler(k)` as the solver for k. `divergence` and `cost` are those of an ODE.
+            or `Euler(k)` as the solver for k. `divergence` and `cost` are those of an ODE. Take few
+            frequencies then, 2 say: training differentiates along time, and fast waves upset it.
 
     Raises:
         DomainError: Leaps are asked for together with what only an ODE has.

@@ -170,7 +170,7 @@ def pair(name: str, sizes: Sizes = PAIR_SIZES) -> Problem:
 
 DIGIT_SIZES = Sizes(
     steps=1800, reflow_steps=1000, distil_steps=1500, mean_steps=3000, layer_steps=700,
-    pairs=12_000, distil_pairs=12_000, batch=256, lr=4e-3, distil_lr=1e-3, mean_lr=2e-3,
+    pairs=12_000, distil_pairs=12_000, batch=256, lr=4e-3, distil_lr=1e-3, mean_lr=1e-3,
     tested=200, repeats=8,
 )  # fmt: skip
 
@@ -215,7 +215,8 @@ def eight_by_eight(sizes: Sizes = DIGIT_SIZES) -> Problem:
         Gaussian(64),
         fresh,
         field=lambda: network(waves, 0.2),
-        flow_map=lambda: NetworkFlowMap(network(SpanTime(waves, FourierTime(8)), 0.1)),
+        # Slow waves: with eight frequencies the derivative along time made the training unstable.
+        flow_map=lambda: NetworkFlowMap(network(SpanTime(FourierTime(2), FourierTime(2)), 0.0)),
         layers=layers,
         distance=lambda x, seed: mean_distance(x),
         floor=lambda seed: mean_distance(None),
