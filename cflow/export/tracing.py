@@ -7,6 +7,7 @@ made. Where it gives up, `make_fx` unfolds them first, into a graph of plain ope
 import contextlib
 import copy
 from collections.abc import Callable, Iterator
+from types import EllipsisType
 from typing import Any, cast
 
 import torch
@@ -196,7 +197,7 @@ def _slices(index: Any) -> bool:  # noqa: ANN401
     return all(part is Ellipsis or isinstance(part, slice) for part in parts)
 
 
-def _sliced(x: Tensor, index: slice | tuple[Any, ...]) -> Tensor:
+def _sliced(x: Tensor, index: slice | EllipsisType | tuple[Any, ...]) -> Tensor:
     """Return x[index], of slices alone, by one operation for each."""
     parts: list[Any] = list(index) if isinstance(index, tuple) else [index]
     if Ellipsis in parts:
