@@ -4,8 +4,8 @@ flow matching          independent pairs: the teacher, which is also the 1-recti
 OT                     pairs by optimal transport within a batch
 2-rectified            trained on pairs that the teacher made; 3-rectified on those of that one
 distilled              the 2-rectified flow, trained on the first Euler step of its pairs alone
-mean flow              the average velocity, trained from nothing, on OT pairs
-mean flow, distilled   the same with the teacher's velocity for a target, on independent pairs
+mean flow              the average velocity, trained from nothing, on independent pairs
+mean flow, distilled   the same with the teacher's velocity for a target
 layers                 a flow of layers by maximum likelihood: one evaluation, no steps
 """
 
@@ -74,13 +74,11 @@ def trained(problem: Problem, seed: int, folder: Path) -> dict[str, Flow]:
 
         return loss
 
-    def by_mean(
-        ends: Ends, coupling: Coupling, teacher: nn.Module | None = None
-    ) -> Callable[..., Tensor]:
+    def by_mean(teacher: nn.Module | None) -> Callable[..., Tensor]:
         def loss(model: Any, row: Tensor, *, generator: Generator) -> Tensor:
-            x0, x1 = ends(len(row), generator)
-            u = model.transport.flow_map
-            return mean_flow(u, PATH, coupling, x1, x0=x0, teacher=teacher, generator=generator)
+            x0, x1 = fit.ends(len(row), generator)
+            u, pairs = model.transport.flow_map, IndependentCoupling()
+            return mean_flow(u, PATH, pairs, x1, x0=x0, teacher=teacher, generator=generator)
 
         return loss
 
@@ -106,14 +104,10 @@ def trained(problem: Problem, seed: int, folder: Path) -> dict[str, Flow]:
 
     assert isinstance(teacher.transport, ODE)
     field = copy.deepcopy(teacher.transport.field).eval()
-    for name, pairs, given in (
-        ("mean flow", independent, None),
-        ("mean flow, distilled", independent, field),
-    ):
+    for name, given in (("mean flow", None), ("mean flow, distilled", field)):
         torch.manual_seed(seed)
         flow = carried(Leap(problem.flow_map(), event_dim=event_dim))
-        loss = by_mean(*pairs, given)
-        models[name] = fit(name, flow, loss, sizes.mean_steps, sizes.mean_lr)
+        models[name] = fit(name, flow, by_mean(given), sizes.mean_steps, sizes.mean_lr)
 
     if problem.layers is not None:
         torch.manual_seed(seed)
