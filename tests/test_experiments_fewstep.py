@@ -83,5 +83,5 @@ def test_the_table_averages_over_seeds() -> None:
         for f in (1.0, 3.0)
     )
     table = written(json.loads(json.dumps([one, two])))
-    assert "Floor 2.000 +- 1.414." in table
-    assert "| OT |  | 2.000 +- 1.414 |  |  | 4.000 +- 2.828 |" in table
+    assert "Floor 2.0000 +- 1.4142." in table
+    assert "| OT |  | 2.0000 +- 1.4142 |  |  | 4.0000 +- 2.8284 |" in table

@@ -28,28 +28,33 @@ def written(found: list[dict[str, Any]]) -> str:
             rows = [f["rows"][model] for f in mine]
             cells = [model]
             for k in counts:
-                values = [figure(row["distances"], k) for row in rows]
+                values = [shown(model, row["distances"]).get(k) for row in rows]
                 cells.append("" if None in values else spread(values))
             for group, key in (
                 ("calibrated", "distance"),
                 ("paths", "transport cost"),
                 ("paths", "straightness"),
             ):
-                cells.append(spread([row[group][key] for row in rows]) if group in rows[0] else "")
+                there = model != "distilled" and group in rows[0]
+                cells.append(spread([row[group][key] for row in rows]) if there else "")
             lines.append(f"| {' | '.join(cells)} |")
         lines.append("")
     return "\n".join(lines)
 
 
-def figure(distances: dict[Any, float], count: str) -> float | None:
-    """Look a distance up by the number of evaluations, which JSON has made a string."""
-    return {str(key): value for key, value in distances.items()}.get(count)
+def shown(model: str, distances: dict[Any, float]) -> dict[str, float]:
+    """Return distances by numbers of evaluations, as strings, as JSON has them.
+
+    A distilled flow is right at its own step alone.
+    """
+    found = {str(key): value for key, value in distances.items()}
+    return {"1": found["1"]} if model == "distilled" else found
 
 
 def spread(values: list[Any]) -> str:
     """Return mean and standard deviation over seeds."""
-    mean = f"{statistics.mean(values):.3f}"
-    return mean if len(values) == 1 else f"{mean} +- {statistics.stdev(values):.3f}"
+    mean = f"{statistics.mean(values):.4f}"
+    return mean if len(values) == 1 else f"{mean} +- {statistics.stdev(values):.4f}"
 
 
 def picture(found: list[dict[str, Any]], path: Path) -> None:
@@ -71,9 +76,8 @@ def picture(found: list[dict[str, Any]], path: Path) -> None:
         axis.axhline(floor, color="0.6", linewidth=1, linestyle="--", label="floor")
         for model in mine[0]["rows"]:
             by_count: dict[float, float] = {}
-            shown = ["1"] if model == "distilled" else mine[0]["rows"][model]["distances"]
-            for key in shown:  # a distilled flow is right at its own step alone
-                values = [f["rows"][model]["distances"][key] for f in mine]
+            for key in shown(model, mine[0]["rows"][model]["distances"]):
+                values = [shown(model, f["rows"][model]["distances"])[key] for f in mine]
                 by_count[max(1.0, float(key))] = statistics.mean(values)
             lone = len(by_count) == 1
             axis.plot(
