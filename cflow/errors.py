@@ -25,6 +25,7 @@ __all__ = [
     "expect_unit_times",
     "known",
     "plain",
+    "transformed",
 ]
 
 
@@ -130,6 +131,15 @@ def plain() -> bool:
         >>> plain(), torch.func.vmap(lambda x: x + plain())(torch.zeros(1))
         (True, tensor([0.]))
     """
-    if torch.compiler.is_compiling():  # asked first: a graph cannot ask the other
-        return False
-    return torch._C._functorch.maybe_current_level() is None  # type: ignore[attr-defined]
+    return not torch.compiler.is_compiling() and not transformed()
+
+
+@torch.compiler.assume_constant_result  # a compiled graph is guarded by the transforms around it
+def transformed() -> bool:
+    """Tell whether this is inside `torch.func`, traced or not.
+
+    Example:
+        >>> transformed(), torch.func.vmap(lambda x: x + transformed())(torch.zeros(1))
+        (False, tensor([1.]))
+    """
+    return torch._C._functorch.maybe_current_level() is not None  # type: ignore[attr-defined]

@@ -76,7 +76,7 @@ def read_arguments(name: str, given: Sequence[str]) -> dict[str, Any]:
     for word in given:
         key, equals, text = (part.strip() for part in word.partition("="))
         if not equals or not text:
-            raise DomainError(f"train: -a takes name=value, got {word!r}; say -a transforms=5, say")
+            raise DomainError(f"train: -a takes name=value, got {word!r}; such as -a transforms=5")
         known_or_nearest("train", f"argument of {name}", key, parameters(build))
         if key in found:
             raise DomainError(f"train: argument {key} of {name} is given twice")

@@ -2,9 +2,9 @@
 
     heads of  softmax(Q K' / sqrt(size)) V,    Q = W_q h,    (K, V) = W_kv h  or  W_kv tokens
 
-In plain eager mode torch's fused kernel does the work. It has no forward mode, no second
-derivative and no batching rule, so that under `torch.func` (an exact divergence) and in traced
-graphs (compilers fuse on their own) the products are written out; both give the same numbers.
+Torch's fused kernel does the work, in compiled and exported graphs as well. It has no forward mode,
+no second derivative and no batching rule, so that under `torch.func` (an exact divergence) the
+products are written out; both give the same numbers.
 Sources: Vaswani et al. (2017), arXiv 1706.03762, equation 1; cross-attention on a condition:
 Rombach et al. (2022), arXiv 2112.10752, section 3.3; Chen et al. (2023), PixArt-alpha, arXiv
 2310.00426, section 2.3.
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cflow.errors import DomainError, expect_trailing, plain
+from cflow.errors import DomainError, expect_trailing, transformed
 from cflow.nets.modulation import zeroed
 
 __all__ = ["CrossAttention", "SelfAttention", "attend"]
@@ -115,7 +115,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         >>> attend(torch.zeros(1, 1), torch.zeros(2, 1), torch.tensor([[1.0], [3.0]]))
         tensor([[2.]])
     """
-    if plain():
+    if not transformed():
         return functional.scaled_dot_product_attention(query, key, value)
     scores = (query / math.sqrt(query.shape[-1])) @ key.transpose(-2, -1)
     weights = scores.to(torch.promote_types(scores.dtype, torch.float32)).softmax(-1)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from cflow.errors import DomainError, ShapeError
@@ -44,9 +44,26 @@ def test_fused_and_written_out_attention_agree() -> None:
     assert torch.allclose(plain, expected, rtol=0, atol=1e-14)
     traced = torch.compile(attend, fullgraph=True, backend="aot_eager")
     assert torch.allclose(traced(query, key, value), plain, rtol=0, atol=1e-14)
+    exported = torch.export.export(_Attend(), (query, key, value))
+    assert "scaled_dot_product_attention" in str(exported.graph)
     low = torch.func.vjp(attend, *(z.bfloat16() for z in (query, key, value)))[0]
     assert low.dtype == torch.bfloat16
     assert torch.allclose(low.double(), plain, rtol=0, atol=0.05)
+
+
+class _Attend(nn.Module):
+    def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return attend(query, key, value)
+
+
+@pytest.mark.unchecked
+def test_attention_is_written_out_in_a_compiled_graph_under_torch_func() -> None:
+    """One compiled graph takes both ways: the fused kernel has no forward mode."""
+    query, key, v = torch.randn(2, 4, 6), torch.randn(2, 5, 6), torch.randn(2, 4, 6)
+    plain = lambda z: attend(z, key, key)
+    whole = lambda z: torch.func.jvp(plain, (z,), (v,))[1] + plain(z)
+    compiled = torch.compile(whole, fullgraph=True, backend="aot_eager")
+    assert torch.allclose(compiled(query), whole(query), rtol=0, atol=1e-14)
 
 
 def test_norms_are_those_of_torch_and_leave_nothing_alone() -> None:
