@@ -96,7 +96,7 @@ class NetworkFlowMap(FlowMap):
         if not any(isinstance(part, SpanTime) for part in field.modules()):
             raise DomainError(
                 f"NetworkFlowMap: the network of {type(field).__name__} sees one time; build it "
-                "with time=SpanTime(FourierTime(8), FourierTime(8)) to show it two"
+                "with time=SpanTime(FourierTime(2), FourierTime(2)) to show it two"
             )
         self.field = field
 

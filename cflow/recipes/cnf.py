@@ -25,7 +25,7 @@ def cnf(
     context: int = 0,
     *,
     hidden_features: Sequence[int] = (64, 64, 64),
-    frequencies: int = 8,
+    frequencies: int | None = None,
     residual: bool = False,
     dropout: float = 0.0,
     solver: Solver | None = None,
@@ -39,15 +39,15 @@ def cnf(
         features: Coordinates of a point.
         context: Length of the context vector; 0 for an unconditional flow.
         hidden_features: Widths of the field's hidden layers.
-        frequencies: Fourier frequencies of time.
+        frequencies: Fourier frequencies of time; 8, or 2 for an average velocity, whose training
+            differentiates along time, where fast waves upset it.
         residual: Skip connections between hidden layers of equal width.
         dropout: Dropout probability of the field, in training.
         solver: How the ODE is integrated; `Dopri5()` by default.
         divergence: How the log-determinant is computed; `Exact()` by default.
         cost: A regulariser for maximum likelihood training.
         average: Learn the average velocity between two times instead, and leap along it: one leap,
-            or `Euler(k)` as the solver for k. `divergence` and `cost` are those of an ODE. Take few
-            frequencies then, 2 say: training differentiates along time, and fast waves upset it.
+            or `Euler(k)` as the solver for k. `divergence` and `cost` are those of an ODE.
 
     Raises:
         DomainError: Leaps are asked for together with what only an ODE has.
@@ -59,12 +59,13 @@ def cnf(
         >>> cnf(features=2, average=True).sample(5).shape  # one evaluation
         torch.Size([5, 2])
     """
-    time = FourierTime(frequencies)
+    waves = (2 if average else 8) if frequencies is None else frequencies
+    time = FourierTime(waves)
     field = MLPField(
         features,
         context,
         hidden_features=hidden_features,
-        time=SpanTime(time, FourierTime(frequencies)) if average else time,
+        time=SpanTime(time, FourierTime(waves)) if average else time,
         residual=residual,
         dropout=dropout,
     )
