@@ -53,6 +53,8 @@ class Sizes:
     path_steps: int = 400  # of Euler's method along them; at 100 it takes 2 per cent off the cost
     optimal: int = 0  # optimal pairs that are made once; 0 to pair within each batch
     solved: int = 2048  # points that are paired together
+    rounds: int = 2  # of reflow
+    teacher_steps: int = 20  # of Heun's method that make pairs
     seconds: float | None = None  # training time of each model in place of its steps
 
 
@@ -229,9 +231,9 @@ def eight_by_eight(sizes: Sizes = DIGIT_SIZES) -> Problem:
 
 MNIST_SIZES = Sizes(
     steps=10**9, reflow_steps=10**9, distil_steps=10**9, mean_steps=10**9, layer_steps=10**9,
-    pairs=6000, distil_pairs=6000, batch=64, lr=1e-3, distil_lr=1e-3, mean_lr=1e-3,
-    tested=1000, calibrated=128, paths=128,
-    path_steps=100, seconds=300.0,
+    pairs=4000, distil_pairs=4000, batch=64, lr=1e-3, distil_lr=1e-3, mean_lr=1e-3,
+    tested=500, calibrated=64, paths=64, path_steps=50, rounds=1, teacher_steps=10,
+    seconds=300.0,
 )  # fmt: skip
 
 

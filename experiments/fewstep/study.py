@@ -92,13 +92,15 @@ def trained(problem: Problem, seed: int, folder: Path) -> dict[str, Flow]:
         flow = carried(ODE(problem.field(), Euler(100), manifold=fit.space))
         models[name] = fit(name, flow, by_matching(*pairs), sizes.steps, sizes.lr)
 
-    teacher = models["flow matching"]
-    models["2-rectified"], models["3-rectified"] = reflow(
-        teacher, sizes.pairs, rounds=2, folder=folder / "reflow", solver=Heun(20), chunk=2048,
-        seed=seed, trainer=fit.trainer(sizes.reflow_steps, sizes.lr / 4), progress=False,
+    teacher, solver = models["flow matching"], Heun(sizes.teacher_steps)
+    rounds = reflow(
+        teacher, sizes.pairs, rounds=sizes.rounds, folder=folder / "reflow", solver=solver,
+        chunk=2048, seed=seed, trainer=fit.trainer(sizes.reflow_steps, sizes.lr / 4),
+        progress=False,
     )  # fmt: skip
+    models |= {f"{k}-rectified": flow for k, flow in enumerate(rounds, 2)}
     models["distilled"] = distil(
-        teacher, sizes.distil_pairs, folder=folder / "distilled", solver=Heun(20), chunk=2048,
+        teacher, sizes.distil_pairs, folder=folder / "distilled", solver=solver, chunk=2048,
         seed=seed, trainer=fit.trainer(sizes.distil_steps, sizes.distil_lr), progress=False,
     )  # fmt: skip
 
