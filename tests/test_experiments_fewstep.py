@@ -1,16 +1,19 @@
 """The few-step study runs from raw data to table and picture, and does not do things twice."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from cflow import recipes
 from cflow.data import find
 from cflow.data.mnist import SUBSET
 from experiments.fewstep.__main__ import main
 from experiments.fewstep.jobs import Settings, problem_of
-from experiments.fewstep.problems import PAIRS, pair
+from experiments.fewstep.problems import PAIR_SIZES, PAIRS, pair
+from experiments.fewstep.study import Fit
 from experiments.fewstep.table import written
 
 pytestmark = pytest.mark.unchecked
@@ -62,6 +65,18 @@ def test_images_go_in_and_come_out_grey(name: str) -> None:
     assert problem.field()(r, x1).shape == problem.flow_map()(r, t, x1).shape == x1.shape
     assert problem.layers is not None
     assert problem.layers(x1).log_prob(x1).isfinite().all()
+
+
+def test_what_was_trained_for_a_time_is_not_trained_on(tmp_path: Path) -> None:
+    problem = pair("gaussian to moons", replace(PAIR_SIZES, seconds=0.05))
+    fit = Fit(problem, 0, tmp_path)
+    loss = lambda flow, row, *, generator: -flow.log_prob(row.expand(-1, 2))
+    flows = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        flows.append(fit("layers", recipes.realnvp(2, transforms=1), loss, 10**9, 1e-3))
+    first, second = (flow.state_dict() for flow in flows)
+    assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_every_pair_has_starts_and_ends_of_its_name() -> None:

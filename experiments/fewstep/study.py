@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
-from cflow import Flow, nll
+from cflow import Flow, load, nll
 from cflow.manifold import Euclidean
 from cflow.matching import (
     Coupling,
@@ -177,9 +177,13 @@ class Fit:
     def __call__(
         self, name: str, flow: Flow, loss: Callable[..., Tensor], steps: int, lr: float
     ) -> Flow:
-        """Train a flow on fresh ends; the rows that the trainer hands out only count."""
-        trainer = self.trainer(steps, lr)(flow, loss, folder=self.folder / name)
+        """Train a flow on fresh ends, once; the rows that the trainer hands out only count."""
+        weights = self.folder / name / "flow.safetensors"
+        if weights.exists():
+            return load(weights, into=flow).eval()
+        trainer = self.trainer(steps, lr)(flow, loss, folder=weights.parent)
         trainer.fit(torch.zeros(self.problem.sizes.batch, 1))
+        flow.save(weights)
         return flow.eval()
 
 
