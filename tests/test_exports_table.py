@@ -34,6 +34,11 @@ def test_three_rows_are_measured_kept_and_written(tmp_path: Path, capsys) -> Non
     assert not capsys.readouterr().out, "rows that are there are not measured again"
 
 
+def test_the_page_has_every_row_and_only_those() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "exports.md").read_text()
+    assert list(read(page)) == [row.name for row in ROWS]
+
+
 def test_no_recipe_and_no_field_is_missing() -> None:
     names = [row.name for row in ROWS]
     assert len(set(names)) == len(names)

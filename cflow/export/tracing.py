@@ -57,6 +57,7 @@ def traced(
                 graph = way(module, inputs, spelled=spelled)
                 program = torch.export.export(graph, (), inputs, dynamic_shapes=shapes)
             _expect_plain(program)
+            _expect_any_batch(program, inputs)
             _forget_sources(program)
         except Exception as error:  # noqa: BLE001  whatever stops it, another way may pass
             causes.append(error)
@@ -85,6 +86,12 @@ def _expect_plain(program: ExportedProgram) -> None:
     for x in program.constants.values():
         if isinstance(x, Tensor) and is_functorch_wrapped_tensor(x):
             raise RuntimeError("torch.export took the tensors of a gradient for constants")
+
+
+def _expect_any_batch(program: ExportedProgram, inputs: dict[str, Tensor]) -> None:
+    """Raise where the size of the examples stands in the graph, though nothing said so."""
+    with torch.no_grad():
+        program.module()(**{name: torch.cat([x, x[:1]]) for name, x in inputs.items()})
 
 
 def _forget_sources(program: ExportedProgram) -> None:

@@ -14,7 +14,7 @@ Sources: Ho and Salimans (2022), arXiv 2207.12598, equation 6; Karras et al. (20
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple, TypeAlias, cast
 
 import torch
@@ -128,13 +128,13 @@ class ClassifierFree(Field):
         null, one = self.null.to(context), context.shape[t.dim() :]
         if len(one) > 1 and null.dim() == len(one) and null.shape[1:] == one[1:]:
             return null.expand(*t.shape, *null.shape)  # a sequence may have a length of its own
-        try:
-            return null.expand(one).expand(context.shape)
-        except RuntimeError as error:
+        if not _broadcasts(null, one):
             raise ShapeError(
                 f"ClassifierFree: null must broadcast to one context {tuple(one)}, got "
                 f"{tuple(null.shape)}"
-            ) from error
+            )
+        # Added, not expanded: inductor takes a constant without axes for a number.
+        return torch.zeros_like(context) + null
 
     def _both(
         self, t: Tensor, x: Tensor, context: Tensor, null: Tensor | None
@@ -325,6 +325,11 @@ def steering(schedule: PathSchedule, t: Times) -> Steering:
     inner = t.clamp(FIRST, LAST)
     c = schedule(inner)
     return Steering(inner, c.sigma * c.wronskian / c.alpha)
+
+
+def _broadcasts(null: Tensor, shape: Sequence[int]) -> bool:
+    axes = zip(reversed(null.shape), reversed(shape), strict=False)
+    return null.dim() <= len(shape) and all(n in (1, wanted) for n, wanted in axes)
 
 
 def _tensor(null: Tensor | float | int | None) -> Tensor | None:

@@ -10,9 +10,12 @@ import torch
 from torch._inductor.cpp_builder import get_cpp_compiler
 from torch._inductor.exc import InvalidCxxCompiler
 
-from cflow import recipes
+from cflow import Flow, recipes
+from cflow.base import Gaussian
 from cflow.errors import CheckpointError, MissingExtraError, ShapeError
 from cflow.export import ExportError, Sampler, describe, export_aoti, load_exported
+from cflow.field import ClassifierFree, MLPField
+from cflow.transport import ODE
 
 RUN = Path(__file__).parents[2] / "experiments" / "run_exported.py"
 
@@ -55,6 +58,13 @@ def test_a_package_runs_without_cflow_at_any_batch(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(CheckpointError, match="damaged"):
         load_exported(path)
+
+
+@pytest.mark.skipif(not compiler(), reason="there is no C++ compiler")
+def test_a_guided_sampler_is_compiled(tmp_path: Path) -> None:
+    field = ClassifierFree(MLPField(2, 1, hidden_features=(8,)), 2.0, null=0.0)
+    flow = Flow(Gaussian(2), ODE(field), context_shape=(1,)).float()
+    assert export_aoti(Sampler(flow, 1), tmp_path / "s.pt2") <= 1e-5
 
 
 def test_what_stands_in_the_way_is_said(tmp_path: Path) -> None:

@@ -1,15 +1,18 @@
 """What stands in for functions that fix the batch size, and gradients that are traced."""
 
+import contextlib
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
+from torch.export import Dim
 from torch.nn import functional
 
 from cflow import Flow, recipes
 from cflow.base import Gaussian
 from cflow.export import LogProb, Sampler, export_onnx, export_pt2, load_exported
-from cflow.export.tracing import _linear, _nearest, _sliced, _slices
+from cflow.export.tracing import _expect_any_batch, _linear, _nearest, _sliced, _slices
 from cflow.field import ClassifierFree, MLPField
 from cflow.transport import ODE
 
@@ -33,6 +36,14 @@ def test_stand_ins_do_what_the_functions_do() -> None:
         assert _slices(index)
         assert torch.equal(_sliced(a, index), a[index])
     assert not any(map(_slices, (0, None, (slice(None), 1), torch.tensor([0]))))
+
+
+def test_a_graph_of_one_batch_size_is_seen() -> None:
+    x = {"input": torch.randn(4, 2)}
+    for shapes, fixed in (({"input": {0: Dim.DYNAMIC}}, False), (None, True)):
+        program = torch.export.export(nn.Tanh(), (), x, dynamic_shapes=shapes)
+        with pytest.raises(AssertionError) if fixed else contextlib.nullcontext():
+            _expect_any_batch(program, x)
 
 
 @pytest.mark.unchecked
