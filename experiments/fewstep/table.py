@@ -65,6 +65,7 @@ def picture(found: list[dict[str, Any]], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     names = [name for name in PROBLEMS if any(f["problem"] == name for f in found)]
+    models = list(dict.fromkeys(model for name in names for model in _models(found, name)))
     columns = min(4, len(names))
     rows = -(-len(names) // columns)
     figure_, axes = plt.subplots(
@@ -74,7 +75,7 @@ def picture(found: list[dict[str, Any]], path: Path) -> None:
         mine = [f for f in found if f["problem"] == name]
         floor = statistics.mean(f["floor"] for f in mine)
         axis.axhline(floor, color="0.6", linewidth=1, linestyle="--", label="floor")
-        for model in mine[0]["rows"]:
+        for model in _models(found, name):
             by_count: dict[float, float] = {}
             for key in shown(model, mine[0]["rows"][model]["distances"]):
                 values = [shown(model, f["rows"][model]["distances"])[key] for f in mine]
@@ -84,6 +85,7 @@ def picture(found: list[dict[str, Any]], path: Path) -> None:
                 *zip(*sorted(by_count.items()), strict=True),
                 marker="D" if lone else "o",
                 markersize=5 if lone else 3,
+                color=f"C{models.index(model)}",
                 linewidth=1,
                 label=model,
             )
@@ -98,3 +100,7 @@ def picture(found: list[dict[str, Any]], path: Path) -> None:
     axes.flat[0].legend(fontsize=6)
     figure_.savefig(path, dpi=130)
     plt.close(figure_)
+
+
+def _models(found: list[dict[str, Any]], name: str) -> list[str]:
+    return list(next(f for f in found if f["problem"] == name)["rows"])
