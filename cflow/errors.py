@@ -134,7 +134,6 @@ def plain() -> bool:
     return not torch.compiler.is_compiling() and not transformed()
 
 
-@torch.compiler.assume_constant_result  # a compiled graph is guarded by the transforms around it
 def transformed() -> bool:
     """Tell whether this is inside `torch.func`, traced or not.
 
@@ -143,3 +142,8 @@ def transformed() -> bool:
         (False, tensor([1.]))
     """
     return torch._C._functorch.maybe_current_level() is not None  # type: ignore[attr-defined]
+
+
+# A constant of a compiled graph, which is guarded by the transforms around it. This is what
+# `torch.compiler.assume_constant_result` sets, after it has imported Dynamo, for half a second.
+transformed._dynamo_marked_constant = True  # type: ignore[attr-defined]
