@@ -3,7 +3,7 @@
 flow matching          independent pairs: the teacher, which is also the 1-rectified flow
 OT                     pairs by optimal transport within a batch
 2-rectified            trained on pairs that the teacher made; 3-rectified on those of that one
-distilled              the 2-rectified flow, trained on the first Euler step of its pairs alone
+distilled              the teacher, trained on its own pairs at the first Euler step alone
 mean flow              the average velocity, trained from nothing, on independent pairs
 mean flow, distilled   the same with the teacher's velocity for a target
 layers                 a flow of layers by maximum likelihood: one evaluation, no steps
