@@ -9,7 +9,7 @@ from typing import TypeAlias
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-__all__ = ["Batch", "Data", "Points", "Times"]
+__all__ = ["Batch", "Data", "Frame", "Points", "Times"]
 
 Points: TypeAlias = Float[Tensor, "..."]
 """Floating points, `(*batch, *event)`."""
@@ -22,3 +22,6 @@ Batch: TypeAlias = Float[Tensor, "*batch"]
 
 Times: TypeAlias = Float[Tensor, "*batch"]
 """One time in [0, 1] per sample, `(*batch,)`."""
+
+Frame: TypeAlias = tuple[Tensor, Tensor]
+"""A basis of tangent spaces and the covectors dual to it, `(*batch, dim, *event)` each."""

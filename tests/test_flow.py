@@ -334,7 +334,7 @@ def test_a_manifold_without_a_divergence_samples_but_has_no_likelihood() -> None
     ode = ODE(MLPField(3), RK4(4), manifold=Foreign())
     x = Sphere().projx(torch.randn(5, 3))
     assert torch.allclose(ode.push(State(x)).x.norm(dim=-1), torch.ones(5))
-    with pytest.raises(DomainError, match="Foreign does not say its divergence"):
+    with pytest.raises(DomainError, match="Foreign does not say its volume and divergence"):
         ode.push(tracked(x))
 
 

@@ -4,6 +4,7 @@
     Hutchinson:  mean of e' J e over random probes with E[e e'] = 1
     Analytic:    the field's own closed form
 
+On a manifold the sum is over a frame of the tangent space, sum_k e^k J e_k with its dual e^k.
 Probes are drawn once a solve, so that an adaptive solver sees a deterministic field. The products
 e' J give the squared Frobenius norm |J|_F^2 on the side, which a regulariser may want.
 Source: Hutchinson (1990); Grathwohl et al. (2019), FFJORD, arXiv 1810.01367, section 3.1.
@@ -20,6 +21,7 @@ from torch.func import jvp, vjp, vmap
 
 from cflow.errors import DomainError, expect_positive
 from cflow.field.field import AnalyticField
+from cflow.typing import Frame
 
 __all__ = ["Analytic", "Divergence", "Exact", "Hutchinson", "Rates", "Velocity"]
 
@@ -68,6 +70,7 @@ class Divergence(ABC):
         noise: Tensor | None,
         *,
         frobenius: bool = False,
+        frame: Frame | None = None,
     ) -> Rates:
         """Evaluate v at x and its divergence.
 
@@ -78,6 +81,8 @@ class Divergence(ABC):
             context: Conditions, handed on to v.
             noise: What `draw` drew.
             frobenius: Also return |J|_F^2.
+            frame: A basis of the directions to sum over and its dual, `(*batch, dim, *event)` each;
+                by default the entries of a point.
 
         Returns:
             Velocity, divergence, and the squared Frobenius norm where it was asked for.
@@ -132,36 +137,44 @@ class Exact(Divergence):
         noise: Tensor | None,
         *,
         frobenius: bool = False,
+        frame: Frame | None = None,
     ) -> Rates:
         event = x.shape[t.dim() :]
-        size = event.numel()
-        value, product = _linearize(v, t, x, context)
+        jacobian = _linearize(v, t, x, context)
+        size = event.numel() if frame is None else frame[0].shape[t.dim()]
         entries, squares = [], []
-        chunk = self._chunk(x, size, t.numel())
+        chunk = self._chunk(x, size, event.numel(), t.numel())
         for first in range(0, size, chunk):
             count = min(chunk, size - first)
-            units = torch.eye(count, dtype=value.dtype, device=x.device)
-            if count < size:
-                units = torch.nn.functional.pad(units, (first, size - first - count))
-            units = units.reshape(count, *event)
-            rows = product(units[0])[None] if count == 1 else vmap(product)(units)
-            rows = rows.reshape(count, *t.shape, size)  # rows[k] is row first + k of J
-            corner = rows[..., first : first + count]
-            entries.append(_wide(corner.diagonal(dim1=0, dim2=-1)))
+            if frame is None:
+                units = torch.eye(count, dtype=jacobian.value.dtype, device=x.device)
+                if count < size:
+                    units = torch.nn.functional.pad(units, (first, size - first - count))
+                rows = jacobian.products(units.reshape(count, *event))
+                rows = rows.reshape(count, *t.shape, size)  # rows[k] is row first + k of J
+                corner = rows[..., first : first + count].diagonal(dim1=0, dim2=-1)
+            else:
+                given, other = frame if jacobian.forward else frame[::-1]
+                part = slice(first, first + count)
+                rows = jacobian.products(given.movedim(t.dim(), 0)[part])
+                own = other.movedim(t.dim(), 0)[part]
+                corner = (rows * own).flatten(t.dim() + 1).sum(-1).movedim(0, -1)
+                rows = _along(rows, other, t.dim()) if frobenius else rows
+            entries.append(_wide(corner))
             if frobenius:
                 squares.append(_wide(rows).square().sum((0, -1)))
         # One sum over contiguous rows, so that its rounding knows neither chunk nor batch.
         div = torch.cat(entries, -1).contiguous().sum(-1)
-        return Rates(value, div, _total(squares) if frobenius else None)
+        return Rates(jacobian.value, div, _total(squares) if frobenius else None)
 
-    def _chunk(self, x: Tensor, size: int, batch: int) -> int:
+    def _chunk(self, x: Tensor, size: int, entries: int, batch: int) -> int:
         """Return how many cotangents travel together: near-equal chunks within the budget."""
         if self.chunk is not None:
             return self.chunk
         memory = self.memory
         if memory is None:
             memory = NEAR if x.device.type == "cpu" else FAR
-        one = KEPT * max(WIDTH, size) * x.element_size()  # bytes of one cotangent of one sample
+        one = KEPT * max(WIDTH, entries) * x.element_size()  # bytes of one cotangent of one sample
         most = int(min(size, max(1, memory * MEBIBYTE // (one * max(1, batch)))))
         chunks = -(-size // most)
         return -(-size // chunks)
@@ -210,19 +223,26 @@ class Hutchinson(Divergence):
         noise: Tensor | None,
         *,
         frobenius: bool = False,
+        frame: Frame | None = None,
     ) -> Rates:
         assert noise is not None
-        value, product = _linearize(v, t, x, context)
+        jacobian = _linearize(v, t, x, context)
         probes = noise.movedim(t.dim(), 0)
-        single = self.probes == 1  # vmap over a single probe costs a tenth of the evaluation
-        products = product(probes[0])[None] if single else vmap(product)(probes)
         size = x.shape[t.dim() :].numel()
+        if frame is None:
+            products = jacobian.products(probes)
+        else:  # as many of the numbers that were drawn as there are tangent directions
+            size = frame[0].shape[t.dim()]
+            probes = probes.reshape(self.probes, *t.shape, -1)[..., :size]
+            vectors, covectors = (_mixed(side, probes, t.dim()) for side in frame)
+            products = jacobian.products(vectors if jacobian.forward else covectors)
+            products = _along(products, frame[1 if jacobian.forward else 0], t.dim())
 
         def mean(terms: Tensor) -> Tensor:
             return _wide(terms.reshape(self.probes, *t.shape, size)).sum(-1).mean(0)
 
         squared = mean(products.square()) if frobenius else None
-        return Rates(value, mean(products * probes), squared)
+        return Rates(jacobian.value, mean(products * probes), squared)
 
 
 @dataclass(frozen=True)
@@ -255,6 +275,7 @@ class Analytic(Divergence):
         noise: Tensor | None,
         *,
         frobenius: bool = False,
+        frame: Frame | None = None,
     ) -> Rates:
         if not isinstance(v, AnalyticField):
             name = type(v).__name__ if isinstance(v, torch.nn.Module) else "a projected field"
@@ -270,9 +291,21 @@ class Analytic(Divergence):
         return Rates(*v.with_divergence(t, x, context))
 
 
-def _linearize(
-    v: Velocity, t: Tensor, x: Tensor, context: Tensor | None
-) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+class _Jacobian(NamedTuple):
+    """Hold v at a point, and the product of J with one direction."""
+
+    value: Tensor
+    product: Callable[[Tensor], Tensor]
+    forward: bool  # the product is J e, not e' J
+
+    def products(self, directions: Tensor) -> Tensor:
+        """Return the products with several directions, on the leading axis."""
+        if len(directions) == 1:  # vmap over a single one costs a tenth of the evaluation
+            return self.product(directions[0])[None]
+        return vmap(self.product)(directions)
+
+
+def _linearize(v: Velocity, t: Tensor, x: Tensor, context: Tensor | None) -> _Jacobian:
     """Return v at x, and the map from a direction e to e' J: reverse mode, one evaluation for all.
 
     Where hooks on saved tensors are set, as under checkpointing, the reverse mode of torch.func
@@ -284,9 +317,22 @@ def _linearize(
         return v(t, z, context)
 
     if _has_hooks():
-        return at(x), lambda e: cast(Tensor, jvp(at, (x,), (e.expand_as(x),))[1])
+        along = lambda e: cast(Tensor, jvp(at, (x,), (e.expand_as(x),))[1])
+        return _Jacobian(at(x), along, forward=True)
     value, pull_back, *_ = vjp(at, x)
-    return value, lambda e: pull_back(e.expand_as(value))[0]
+    return _Jacobian(value, lambda e: pull_back(e.expand_as(value))[0], forward=False)
+
+
+def _along(products: Tensor, side: Tensor, batch_dim: int) -> Tensor:
+    """Contract products `(count, *batch, *event)` with each vector of one side of a frame."""
+    event = tuple(range(batch_dim - products.dim() + 1, 0))
+    return (products.unsqueeze(batch_dim + 1) * side).sum(event)
+
+
+def _mixed(side: Tensor, weights: Tensor, batch_dim: int) -> Tensor:
+    """Return weighted sums of the vectors of one side of a frame, `(count, *batch, *event)`."""
+    shape = weights.shape + (1,) * (side.dim() - batch_dim - 1)
+    return (weights.reshape(shape) * side).sum(batch_dim + 1)
 
 
 def _has_hooks() -> bool:

@@ -1,19 +1,31 @@
-"""The contract of a manifold, with the method names of geoopt, and flat space.
+"""The contract of a manifold, with the method names of geoopt.
 
 A manifold handed to an `ODE` only needs `projx` and `proju` to sample and train, so geoopt's fit.
-A likelihood needs more: our `Manifold` says whether the trace of the projected field's ambient
-Jacobian is its Riemannian divergence (true for an embedded manifold with the induced metric).
-Source: Mathieu and Nickel (2020), Riemannian continuous normalizing flows, arXiv 2006.10605.
+A likelihood needs more, which our `Manifold` says: a frame of its tangent spaces, over which the
+divergence of a field is summed, and where the metric is not that of the space around, its volume.
+
+    div v = sum_k e^k (D_{e_k} v) + v . grad log sqrt(det g)
+
+Source: Mathieu and Nickel (2020), Riemannian continuous normalizing flows, arXiv 2006.10605; Lee
+(2018), Introduction to Riemannian manifolds, chapters 5 and 6.
 """
 
-import math
 from abc import ABC, abstractmethod
-from typing import Protocol, runtime_checkable
+from collections.abc import Sequence
+from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
+from torch.func import jvp
 
-__all__ = ["Euclidean", "Manifold", "Projector"]
+from cflow.errors import DomainError, plain
+from cflow.typing import Frame
+
+__all__ = ["Compact", "Manifold", "Projector", "Steps", "described", "differentiated", "expect_on"]
+
+Steps: TypeAlias = Literal["projected", "exponential"]
+
+TOLERANCE = 1e-4  # how far from a manifold a point may lie, in its own units, before it is refused
 
 
 @runtime_checkable
@@ -34,14 +46,24 @@ class Projector(Protocol):
 class Manifold(ABC):
     """A space in which points live, with its metric and its volume.
 
+    Args:
+        steps: How a solver steps. "projected": in the space around, and back by `projx` after each
+            step. "exponential": along geodesics, by a Runge-Kutta scheme in the normal coordinates
+            of the point where the step starts, which never leaves the manifold; it costs a `logmap`
+            for each evaluation of the field.
+
     Attributes:
         ndim: Number of trailing axes that make up one point.
-        induced_metric: Whether the metric is that of the ambient space, so that the ambient trace
-            of a projected field is its divergence.
     """
 
     ndim: int
-    induced_metric: bool
+
+    def __init__(self, *, steps: Steps = "projected") -> None:
+        if steps not in Steps.__args__:
+            raise DomainError(
+                f"{type(self).__name__}: steps must be one of {Steps.__args__}, got {steps!r}"
+            )
+        self.steps: Steps = steps
 
     @abstractmethod
     def projx(self, x: Tensor) -> Tensor:
@@ -57,11 +79,18 @@ class Manifold(ABC):
 
     @abstractmethod
     def logmap(self, x: Tensor, y: Tensor) -> Tensor:
-        """Return the velocity at x of the shortest geodesic that reaches y at time one."""
+        """Return the velocity at x of a shortest geodesic that reaches y at time one.
+
+        On the cut locus several are shortest, and one of them comes back; see `cut_locus`.
+
+        Raises:
+            DomainError: All directions are shortest, so that no one can be told, or y is not
+                reached at all.
+        """
 
     @abstractmethod
     def dist(self, x: Tensor, y: Tensor) -> Tensor:
-        """Return the geodesic distance, `(*batch,)`."""
+        """Return the geodesic distance, `(*batch,)`; exactly 0 from a point to itself."""
 
     @abstractmethod
     def inner(self, x: Tensor, u: Tensor, w: Tensor) -> Tensor:
@@ -72,50 +101,129 @@ class Manifold(ABC):
         """Say whether x lies on the manifold, and by how much it does not."""
 
     @abstractmethod
-    def log_volume(self, shape: tuple[int, ...]) -> float:
+    def dim(self, shape: Sequence[int]) -> int:
+        """Return the dimension of the manifold whose points have this shape.
+
+        Raises:
+            ShapeError: No point has this shape.
+        """
+
+    @abstractmethod
+    def log_volume(self, shape: Sequence[int]) -> float:
         """Return the log of the total volume for points of this shape; inf if unbounded."""
 
+    @abstractmethod
+    def frame(self, x: Tensor) -> Frame | None:
+        """Return a basis of the tangent space at x and its dual, `(*batch, dim, *event)` each.
 
-class Euclidean(Manifold):
-    """Flat space R^n of any event shape.
+        The covectors give 1 with their own vector, 0 with the others, and 0 with whatever is normal
+        to the manifold. They are what a divergence is summed over. None stands for the entries
+        of a point themselves, where those are coordinates of the manifold.
+        """
+
+    @abstractmethod
+    def log_volume_element(self, x: Tensor) -> Tensor | None:
+        """Return log sqrt(det g) at x `(*batch,)`, up to a constant that is the same everywhere.
+
+        It is that of the metric against the volume which the vectors of a frame orthonormal in the
+        space around would span; None where it is constant.
+        """
+
+    @abstractmethod
+    def log_det_exp(self, x: Tensor, u: Tensor) -> Tensor:
+        """Return log|det d expmap(x, u) / du| between Riemannian volumes, `(*batch,)`."""
+
+    @abstractmethod
+    def cut_locus(self, x: Tensor, y: Tensor, *, atol: float = 1e-6) -> Tensor:
+        """Say whether more than one shortest geodesic joins x and y, `(*batch,)`.
+
+        Args:
+            x: Points.
+            y: Points.
+            atol: How near the cut locus counts as on it, in units of distance.
+        """
+
+    @abstractmethod
+    def geodesic(self, x: Tensor, u: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+        """Return where the geodesic that leaves x with velocity u is at time s, and its velocity.
+
+        Args:
+            x: Points `(*batch, *event)`.
+            u: Velocities at x.
+            s: Times `(*batch,)`.
+        """
+
+    def log_rate(self, x: Tensor, y: Tensor, v: Tensor) -> Tensor:
+        """Return how fast `logmap(x, y)` changes where y moves with velocity v, at x."""
+        return jvp(lambda y: self.logmap(x, y), (y,), (v,))[1]
+
+
+class Compact(Manifold):
+    """A manifold of finite volume, on which there is a uniform law."""
+
+    @abstractmethod
+    def uniform(
+        self,
+        shape: Sequence[int],
+        event_shape: Sequence[int],
+        *,
+        like: Tensor,
+        generator: Generator | None = None,
+    ) -> Tensor:
+        """Draw points uniformly by volume, `(*shape, *event_shape)`.
+
+        Args:
+            shape: How many, on any axes.
+            event_shape: Shape of one point.
+            like: A tensor whose dtype and device they take.
+            generator: Source of the randomness.
+        """
+
+
+def expect_on(
+    where: str, name: str, manifold: Projector, x: Tensor, *, atol: float | None = None
+) -> None:
+    """Raise `DomainError` for points off a manifold, saying how far; silent in traced graphs.
 
     Args:
-        ndim: Number of trailing axes of one point: 1 for vectors, 3 for images with channels.
+        where: Name of the caller, for the message.
+        name: Name of the points there.
+        manifold: One of ours; other manifolds are not asked.
+        x: Points `(*batch, *event)`.
+        atol: How far off is too far; 1e-4 by default, more in precisions below float32.
 
     Example:
-        >>> Euclidean().dist(torch.zeros(1, 2), torch.tensor([[3.0, 4.0]]))
-        tensor([5.])
+        >>> from cflow.manifold import Sphere
+        >>> expect_on("page", "x", Sphere(), torch.tensor([[0.0, 0.0, 1.0]]))
     """
+    if not isinstance(manifold, Manifold) or not plain() or not x.numel():
+        return
+    if atol is None:
+        atol = max(TOLERANCE, 4 * torch.finfo(x.dtype).eps)
+    on, reason = manifold.check_point(x.detach(), atol=atol)
+    if not on:
+        raise DomainError(
+            f"{where}: {name} must lie on {manifold}, but {reason}; bring the points there by "
+            f"{type(manifold).__name__}.projx if that is what you mean"
+        )
 
-    induced_metric = True
 
-    def __init__(self, ndim: int = 1) -> None:
-        self.ndim = ndim
+def differentiated(manifold: Projector, x: Tensor, u: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+    """Give what `Manifold.geodesic` gives by differentiating `expmap`, for any manifold with one.
 
-    def projx(self, x: Tensor) -> Tensor:
-        return x
+    Example:
+        >>> from cflow.manifold import Sphere
+        >>> north, east = torch.tensor([0.0, 0.0, 1.0]), torch.tensor([1.0, 0.0, 0.0])
+        >>> differentiated(Sphere(), north, east, torch.tensor(0.0))[1]
+        tensor([1., 0., 0.])
+    """
+    shape = s.shape + (1,) * manifold.ndim
+    along = lambda s: manifold.expmap(x, s.reshape(shape) * u)  # type: ignore[attr-defined]
+    point, velocity = jvp(along, (s,), (torch.ones_like(s),))[:2]
+    return point, velocity
 
-    def proju(self, x: Tensor, u: Tensor) -> Tensor:
-        return u
 
-    def expmap(self, x: Tensor, u: Tensor) -> Tensor:
-        return x + u
-
-    def logmap(self, x: Tensor, y: Tensor) -> Tensor:
-        return y - x
-
-    def dist(self, x: Tensor, y: Tensor) -> Tensor:
-        return torch.linalg.vector_norm(self._flat(y - x), dim=-1)
-
-    def inner(self, x: Tensor, u: Tensor, w: Tensor) -> Tensor:
-        return self._flat(u * w).sum(-1)
-
-    def check_point(self, x: Tensor, *, atol: float = 1e-5) -> tuple[bool, str]:
-        finite = bool(torch.isfinite(x).all())
-        return finite, "" if finite else "some coordinates are not finite"
-
-    def log_volume(self, shape: tuple[int, ...]) -> float:
-        return math.inf
-
-    def _flat(self, x: Tensor) -> Tensor:
-        return x.flatten(-self.ndim) if self.ndim else x[..., None]
+def described(manifold: Manifold, *options: str) -> str:
+    """Return how a manifold is written, with those of its options that are not at their default."""
+    steps = [] if manifold.steps == "projected" else [f"steps={manifold.steps!r}"]
+    return f"{type(manifold).__name__}({', '.join([*options, *steps])})"

@@ -6,18 +6,23 @@ The arctangent form is exact at zero distance, where arccos(x.y) loses half its 
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
-from cflow.errors import DomainError
-from cflow.manifold.manifold import Manifold
+from cflow.errors import DomainError, ShapeError, plain
+from cflow.manifold.manifold import Compact, Steps, described
+from cflow.typing import Frame
 
 __all__ = ["Sphere"]
 
 
-class Sphere(Manifold):
+class Sphere(Compact):
     """Unit vectors; one point is one vector.
+
+    Args:
+        steps: How a solver steps, see `Manifold`.
 
     Example:
         >>> north, east = torch.tensor([0.0, 0.0, 1.0]), torch.tensor([1.0, 0.0, 0.0])
@@ -26,13 +31,15 @@ class Sphere(Manifold):
     """
 
     ndim = 1
-    induced_metric = True
+
+    def __init__(self, *, steps: Steps = "projected") -> None:
+        super().__init__(steps=steps)
 
     def projx(self, x: Tensor) -> Tensor:
         return x / torch.linalg.vector_norm(x, dim=-1, keepdim=True)
 
     def proju(self, x: Tensor, u: Tensor) -> Tensor:
-        return u - (x * u).sum(-1, keepdim=True) * x
+        return torch.addcmul(u, (x * u).sum(-1, keepdim=True), x, value=-1)
 
     def expmap(self, x: Tensor, u: Tensor) -> Tensor:
         length = torch.linalg.vector_norm(u, dim=-1, keepdim=True)
@@ -47,7 +54,7 @@ class Sphere(Manifold):
         tangent = self.proju(x, y - x)
         length = torch.linalg.vector_norm(tangent, dim=-1, keepdim=True)
         dist = self.dist(x, y)[..., None]
-        if not torch.compiler.is_compiling() and bool(((length == 0) & (dist > 1)).any()):
+        if plain() and bool(((length == 0) & (dist > 1)).any()):
             raise DomainError("Sphere.logmap: y is the antipode of x, all directions are shortest")
         tiny = torch.finfo(x.dtype).tiny
         return torch.where(length > 0, dist / length.clamp(min=tiny), 1.0) * tangent
@@ -63,6 +70,57 @@ class Sphere(Manifold):
         off = float((torch.linalg.vector_norm(x, dim=-1) - 1).abs().amax()) if x.numel() else 0.0
         return off <= atol, "" if off <= atol else f"lengths differ from 1 by up to {off:.3g}"
 
-    def log_volume(self, shape: tuple[int, ...]) -> float:
-        half = shape[-1] / 2
+    def dim(self, shape: Sequence[int]) -> int:
+        if len(shape) != 1 or shape[0] < 2:
+            raise ShapeError(
+                f"Sphere: a point is a vector (n + 1,) with n at least 1, got {tuple(shape)}"
+            )
+        return shape[0] - 1
+
+    def log_volume(self, shape: Sequence[int]) -> float:
+        half = (self.dim(shape) + 1) / 2
         return math.log(2.0) + half * math.log(math.pi) - math.lgamma(half)
+
+    def frame(self, x: Tensor) -> Frame:
+        """Return the columns but the last of the reflection that takes x to the last axis."""
+        side = torch.where(x[..., -1:] < 0, -1.0, 1.0)
+        w = torch.cat([x[..., :-1], x[..., -1:] + side], -1)
+        one = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)[:-1]
+        scale = 1 + x[..., -1:].abs()  # half the square of the length of w
+        vectors = one - (w[..., :-1] / scale)[..., None] * w[..., None, :]
+        return vectors, vectors
+
+    def log_volume_element(self, x: Tensor) -> Tensor | None:
+        return None
+
+    def log_det_exp(self, x: Tensor, u: Tensor) -> Tensor:
+        length = torch.linalg.vector_norm(u, dim=-1)
+        return (x.shape[-1] - 2) * torch.sinc(length / torch.pi).abs().log()
+
+    def cut_locus(self, x: Tensor, y: Tensor, *, atol: float = 1e-6) -> Tensor:
+        return torch.linalg.vector_norm(x + y, dim=-1) <= atol
+
+    def geodesic(self, x: Tensor, u: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+        s = s[..., None]
+        length = torch.linalg.vector_norm(u, dim=-1, keepdim=True)
+        angle = s * length
+        cos, sin = angle.cos(), angle.sin()
+        point = cos * x + s * torch.sinc(angle / torch.pi) * u
+        return point, torch.addcmul(cos * u, sin * length, x, value=-1)
+
+    def uniform(
+        self,
+        shape: Sequence[int],
+        event_shape: Sequence[int],
+        *,
+        like: Tensor,
+        generator: Generator | None = None,
+    ) -> Tensor:
+        self.dim(event_shape)
+        full = (*shape, *event_shape)
+        e = torch.randn(full, dtype=like.dtype, device=like.device, generator=generator)
+        return self.projx(e)
+
+    def __repr__(self) -> str:
+        """Show how solvers step, where it is not by projection."""
+        return described(self)

@@ -3,9 +3,9 @@
     dx/dt = v(t, x),    d ladj/dt = div v(t, x),    d cost/|dt| = cost(t, x, v, dv/dx)
 
 Push runs t from 0 to 1, pull from 1 to 0; the same equations give the log-determinant of either
-direction. On a manifold the field is evaluated at the projected point and projected to the tangent
-space; for an embedded manifold with the induced metric the ambient trace of that field is the
-Riemannian divergence, so the same lines hold there.
+direction. On a manifold the field is evaluated on it and projected to the tangent space, its
+divergence is summed over a frame of that, and where the metric is not that of the space around,
+log sqrt(det g) at the end less that at the start is added: ladj is between Riemannian volumes.
 Source: Chen et al. (2018), Neural ordinary differential equations, arXiv 1806.07366, theorem 1;
 Falorsi and Forre (2020), Neural ordinary differential equations on manifolds, arXiv 2006.06663;
 Ghosh et al. (2020), STEER: simple temporal regularization for neural ODEs, arXiv 2006.10711.
@@ -19,9 +19,10 @@ from torch import Generator, Tensor
 
 from cflow.errors import DomainError, ShapeError, expect_floating, expect_unit_times
 from cflow.field import Analytic, AnalyticField, Cost, Divergence, Exact, Field
-from cflow.manifold import Euclidean, Manifold, Projector
+from cflow.manifold import Euclidean, Manifold, Projector, expect_on
 from cflow.ode import Adjoint, Direct, Dopri5, Solution, Solver
 from cflow.state import State
+from cflow.transport.stepping import stepping
 from cflow.transport.transport import Likelihood, Shape, Transport
 from cflow.typing import Points
 
@@ -35,7 +36,8 @@ class ODE(Transport):
         field: The velocity.
         solver: How the equation is integrated.
         manifold: Where the points live; its `ndim` says how many axes make up one point, so
-            images of shape (channels, height, width) take `Euclidean(3)`.
+            images of shape (channels, height, width) take `Euclidean(3)`. Its `steps` say how a
+            solver steps there. geoopt's manifolds fit too, without a likelihood.
         divergence: How the log-determinant is computed, when it is tracked; by default `Analytic()`
             for an `AnalyticField` in flat space, else `Exact()`.
         adjoint: How gradients pass through the solve.
@@ -50,7 +52,8 @@ class ODE(Transport):
             passes included; not counted in compiled graphs.
 
     Raises:
-        DomainError: `steer` lies outside [0, 1).
+        DomainError: `steer` lies outside [0, 1); when points are pushed or pulled that lie off the
+            manifold, by more than 1e-4 in its units.
         ShapeError: When a `Flow` is built whose points have another number of axes than the
             manifold's.
 
@@ -118,12 +121,13 @@ class ODE(Transport):
                 f"{self.manifold.ndim} axes for one point, the others for a batch; for points in "
                 f"flat space pass manifold=Euclidean({len(shape)})"
             )
+        if isinstance(self.manifold, Manifold):
+            self.manifold.dim(shape)
         return shape
 
     def velocity(self, t: Tensor, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Return the field on the manifold: at the projected point, in its tangent space."""
-        x = self.manifold.projx(x)
-        return self.manifold.proju(x, self.field(t.to(x.dtype), x, context))
+        return self._tangent(t.to(x.dtype), self.manifold.projx(x), context)
 
     def trajectory(
         self, x: Points, ts: Sequence[float] | Tensor, context: Tensor | None = None
@@ -147,7 +151,8 @@ class ODE(Transport):
         expect_unit_times("ODE.trajectory", torch.tensor(path))
         batch = self._batch("trajectory", x, context)
         solution = self._solve((x,), context, batch, path[0], path[-1], None, save_at=path)
-        return solution.y[0].unflatten(1, batch) if batch else solution.y[0].squeeze(1)
+        points = solution.y[0]
+        return points.unflatten(1, batch) if batch else points.squeeze(1)
 
     def _run(
         self,
@@ -175,7 +180,7 @@ class ODE(Transport):
         solution = self._solve(y0, context, batch, t0, end, noise)
         x, ladj, *rest = (_unflatten(leaf, batch) for leaf in solution.y)
         nfe = state.nfe + _unflatten(solution.nfe, batch)
-        return State(x, ladj, rest[0] if rest else cost, nfe)
+        return State(x, ladj + self._volume_gained(state.x, x), rest[0] if rest else cost, nfe)
 
     def _solve(
         self,
@@ -189,39 +194,67 @@ class ODE(Transport):
         save_at: Sequence[float] | None = None,
     ) -> Solution:
         direction = -1.0 if isinstance(t1, Tensor) or t1 < t0 else 1.0  # tensors: a steered pull
-        velocity = self.field if isinstance(self.manifold, Euclidean) else self.velocity
+        steps = stepping(self.manifold)
+        own = self._framed()
 
         def f(
             t: Tensor, y: tuple[Tensor, ...], context: Tensor | None, noise: Tensor | None
         ) -> tuple[Tensor, ...]:
-            x = y[0]
+            x = steps.point(y[: steps.leaves])
             t = t.to(x.dtype)
             if not torch.compiler.is_compiling():
                 self.evaluations += x.shape[0]
-            if len(y) == 1:
-                return (velocity(t, x, context),)
-            cost = self.cost if len(y) == 3 else None
+            rest = y[steps.leaves :]
+            if not rest:
+                return steps.slope(y, x, self._tangent(t, x, context))
+            cost = self.cost if len(rest) == 2 else None
             frobenius = cost is not None and cost.frobenius
-            rates = self.divergence(velocity, t, x, context, noise, frobenius=frobenius)
+            frame = own.frame(x) if own is not None else None
+            velocity = self.field if self._flat else self._tangent
+            rates = self.divergence(
+                velocity, t, x, context, noise, frobenius=frobenius, frame=frame
+            )
+            slopes = (*steps.slope(y, x, rates.v), rates.div.to(rest[0].dtype))
             if cost is None:
-                return rates.v, rates.div.to(y[1].dtype)
-            rate = direction * cost(t, x, rates)
-            return rates.v, rates.div.to(y[1].dtype), rate.to(y[2].dtype)
+                return slopes
+            return (*slopes, (direction * cost(t, x, rates)).to(rest[1].dtype))
 
         def project(y: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            return (self.manifold.projx(y[0]), *y[1:])
+            return (*steps.project(y[: steps.leaves]), *y[steps.leaves :])
 
-        return self.adjoint.solve(
+        x0, *rest = (_flatten(leaf, batch) for leaf in y0)
+        solution = self.adjoint.solve(
             self.solver,
             f,
-            tuple(_flatten(leaf, batch) for leaf in y0),
+            (*steps.start(cast(Tensor, x0)), *rest),
             t0,
             t1,
             args=(_flatten(context, batch), _flatten(noise, batch)),
             parameters=tuple(self.field.parameters()),
-            project=None if isinstance(self.manifold, Euclidean) else project,
+            project=project if steps.projects else None,
             save_at=save_at,
+            stop_at=() if save_at is None or steps.between else save_at,
         )
+        return solution._replace(y=(solution.y[0], *solution.y[steps.leaves :]))
+
+    def _tangent(self, t: Tensor, x: Tensor, context: Tensor | None) -> Tensor:
+        """Return the velocity at a point of the manifold."""
+        return self.manifold.proju(x, self.field(t, x, context))
+
+    @property
+    def _flat(self) -> bool:
+        return isinstance(self.manifold, Euclidean)
+
+    def _framed(self) -> Manifold | None:
+        """Return the manifold, where it says its divergence."""
+        return self.manifold if isinstance(self.manifold, Manifold) else None
+
+    def _volume_gained(self, start: Tensor, end: Tensor) -> Tensor | float:
+        """Return log sqrt(det g) at the end less that at the start, where it is not constant."""
+        manifold = self._framed()
+        before = None if manifold is None else manifold.log_volume_element(start)
+        after = None if manifold is None else manifold.log_volume_element(end)
+        return 0.0 if before is None or after is None else after - before
 
     def _batch(self, method: str, x: Tensor, context: Tensor | None) -> Shape:
         where = f"ODE.{method}"
@@ -236,11 +269,12 @@ class ODE(Transport):
                 f"{where}: the context must have the batch axes {batch} of the points, got "
                 f"{tuple(context.shape)}; expand it to them"
             )
+        if not self._flat:
+            expect_on(where, "x", self.manifold, x)
         return batch
 
     def _known_divergence(self) -> Divergence:
-        closed = isinstance(self.field, AnalyticField) and isinstance(self.manifold, Euclidean)
-        return Analytic() if closed else Exact()
+        return Analytic() if isinstance(self.field, AnalyticField) and self._flat else Exact()
 
     def _jitter(self, like: Tensor, generator: Generator | None) -> Tensor:
         """Draw the end time of each sample, `(batch,)`."""
@@ -248,11 +282,10 @@ class ODE(Transport):
         return self.steer * (2 * uniform - 1)
 
     def _check_divergence(self) -> None:
-        manifold = self.manifold
-        if not (isinstance(manifold, Manifold) and manifold.induced_metric):
+        if self._framed() is None:
             raise DomainError(
-                f"ODE: {type(manifold).__name__} does not say its divergence, so it can sample and "
-                "train but has no likelihood; use a cflow.manifold with the induced metric"
+                f"ODE: {type(self.manifold).__name__} does not say its volume and divergence, so "
+                "it can sample and train but has no likelihood; use one of cflow.manifold"
             )
 
 

@@ -157,7 +157,7 @@ def test_several_probes_are_the_mean_of_single_ones() -> None:
 
 def test_the_default_chunk_follows_the_batch_and_the_event() -> None:
     """4 MiB on a CPU at 4 max(256, D) numbers a cotangent: 512 rows of float64, 1024 of float32."""
-    wide = lambda batch, size, dtype: Exact()._chunk(torch.zeros(1, dtype=dtype), size, batch)
+    wide = lambda batch, size, dtype: Exact()._chunk(torch.zeros(1, dtype=dtype), size, size, batch)
     assert wide(50, 64, torch.float32) == 16  # 20 fit; four equal chunks
     assert wide(500, 64, torch.float32) == 2
     assert wide(50, 8, torch.float64) == 8

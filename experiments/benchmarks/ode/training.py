@@ -24,6 +24,7 @@ from cflow.field import Analytic, Divergence, Exact, Field, Hutchinson, Rates
 from cflow.field.divergence import Velocity
 from cflow.ode import Adjoint, Checkpoint, Direct, Dopri5, Reversible, Solver, Tsit5
 from cflow.transport import ODE
+from cflow.typing import Frame
 from experiments.benchmarks.measure import Row, interleave, ratio
 from experiments.benchmarks.ode.problems import scale_weights, two_layer
 from experiments.benchmarks.settings import Settings
@@ -67,8 +68,9 @@ class GivenProbe(Divergence):
         noise: Tensor | None,
         *,
         frobenius: bool = False,
+        frame: Frame | None = None,
     ) -> Rates:
-        return Hutchinson()(v, t, x, context, noise, frobenius=frobenius)
+        return Hutchinson()(v, t, x, context, noise, frobenius=frobenius, frame=frame)
 
 
 @dataclass(frozen=True)
