@@ -73,6 +73,9 @@ class Euclidean(Manifold):
     def _flat(self, x: Tensor) -> Tensor:
         return x.flatten(-self.ndim) if self.ndim else x[..., None]
 
+    def log_rate(self, x: Tensor, u: Tensor, y: Tensor, v: Tensor) -> Tensor:
+        return v
+
     def __repr__(self) -> str:
         """Show the number of axes, where it is not one."""
         return described(self, *([] if self.ndim == 1 else [str(self.ndim)]))

@@ -21,7 +21,17 @@ from torch.func import jvp
 from cflow.errors import DomainError, plain
 from cflow.typing import Frame
 
-__all__ = ["Compact", "Manifold", "Projector", "Steps", "described", "differentiated", "expect_on"]
+__all__ = [
+    "Compact",
+    "Geodesics",
+    "Manifold",
+    "Projector",
+    "Steps",
+    "described",
+    "expect_on",
+    "geodesic_by_jvp",
+    "log_rate_by_jvp",
+]
 
 Steps: TypeAlias = Literal["projected", "exponential"]
 
@@ -40,6 +50,19 @@ class Projector(Protocol):
 
     def proju(self, x: Tensor, u: Tensor) -> Tensor:
         """Return the tangent part of u at x."""
+        ...
+
+
+@runtime_checkable
+class Geodesics(Projector, Protocol):
+    """What geodesic paths ask of a manifold besides; geoopt's manifolds satisfy it."""
+
+    def expmap(self, x: Tensor, u: Tensor) -> Tensor:
+        """Follow the geodesic that leaves x with velocity u for one unit of time."""
+        ...
+
+    def logmap(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return the velocity at x of a shortest geodesic that reaches y at time one."""
         ...
 
 
@@ -153,9 +176,12 @@ class Manifold(ABC):
             s: Times `(*batch,)`.
         """
 
-    def log_rate(self, x: Tensor, y: Tensor, v: Tensor) -> Tensor:
-        """Return how fast `logmap(x, y)` changes where y moves with velocity v, at x."""
-        return jvp(lambda y: self.logmap(x, y), (y,), (v,))[1]
+    @abstractmethod
+    def log_rate(self, x: Tensor, u: Tensor, y: Tensor, v: Tensor) -> Tensor:
+        """Return how fast u changes where y = expmap(x, u) moves with velocity v, and x stays.
+
+        It is the inverse of the derivative of the exponential, applied to v.
+        """
 
 
 class Compact(Manifold):
@@ -208,19 +234,24 @@ def expect_on(
         )
 
 
-def differentiated(manifold: Projector, x: Tensor, u: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+def geodesic_by_jvp(manifold: Geodesics, x: Tensor, u: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
     """Give what `Manifold.geodesic` gives by differentiating `expmap`, for any manifold with one.
 
     Example:
         >>> from cflow.manifold import Sphere
         >>> north, east = torch.tensor([0.0, 0.0, 1.0]), torch.tensor([1.0, 0.0, 0.0])
-        >>> differentiated(Sphere(), north, east, torch.tensor(0.0))[1]
+        >>> geodesic_by_jvp(Sphere(), north, east, torch.tensor(0.0))[1]
         tensor([1., 0., 0.])
     """
     shape = s.shape + (1,) * manifold.ndim
-    along = lambda s: manifold.expmap(x, s.reshape(shape) * u)  # type: ignore[attr-defined]
+    along = lambda s: manifold.expmap(x, s.reshape(shape) * u)
     point, velocity = jvp(along, (s,), (torch.ones_like(s),))[:2]
     return point, velocity
+
+
+def log_rate_by_jvp(manifold: Geodesics, x: Tensor, y: Tensor, v: Tensor) -> Tensor:
+    """Give what `Manifold.log_rate` gives by differentiating `logmap`."""
+    return jvp(lambda y: manifold.logmap(x, y), (y,), (v,))[1]
 
 
 def described(manifold: Manifold, *options: str) -> str:

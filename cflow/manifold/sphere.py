@@ -12,7 +12,7 @@ import torch
 from torch import Generator, Tensor
 
 from cflow.errors import DomainError, ShapeError, plain
-from cflow.manifold.manifold import Compact, Steps, described
+from cflow.manifold.manifold import Compact, Steps, described, log_rate_by_jvp
 from cflow.typing import Frame
 
 __all__ = ["Sphere"]
@@ -107,6 +107,9 @@ class Sphere(Compact):
         cos, sin = angle.cos(), angle.sin()
         point = cos * x + s * torch.sinc(angle / torch.pi) * u
         return point, torch.addcmul(cos * u, sin * length, x, value=-1)
+
+    def log_rate(self, x: Tensor, u: Tensor, y: Tensor, v: Tensor) -> Tensor:
+        return log_rate_by_jvp(self, x, y, v)
 
     def uniform(
         self,

@@ -90,6 +90,9 @@ class Torus(Compact):
     def geodesic(self, x: Tensor, u: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
         return self.projx(x + s.reshape(s.shape + (1,) * self.ndim) * u), u
 
+    def log_rate(self, x: Tensor, u: Tensor, y: Tensor, v: Tensor) -> Tensor:
+        return v
+
     def uniform(
         self,
         shape: Sequence[int],

@@ -110,7 +110,7 @@ class _Exponential(Stepping):
         return self.manifold.expmap(*y)
 
     def slope(self, y: Leaves, x: Tensor, v: Tensor) -> Leaves:
-        return torch.zeros_like(v), self.manifold.log_rate(y[0], x, v)
+        return torch.zeros_like(v), self.manifold.log_rate(*y, x, v)
 
     def project(self, y: Leaves) -> Leaves:
         return self.start(self.manifold.projx(self.point(y)))  # projx: rounding does not add up
