@@ -107,10 +107,10 @@ class _Exponential(Stepping):
         return x, torch.zeros_like(x)
 
     def point(self, y: Leaves) -> Tensor:
-        return self.manifold.expmap(*y)
+        return self.manifold.expmap(y[0], y[1])
 
     def slope(self, y: Leaves, x: Tensor, v: Tensor) -> Leaves:
-        return torch.zeros_like(v), self.manifold.log_rate(*y, x, v)
+        return torch.zeros_like(v), self.manifold.log_rate(y[0], y[1], x, v)
 
     def project(self, y: Leaves) -> Leaves:
         return self.start(self.manifold.projx(self.point(y)))  # projx: rounding does not add up
