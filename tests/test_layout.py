@@ -80,9 +80,10 @@ def test_the_solvers_can_be_used_alone() -> None:
 
 
 def test_only_the_centre_sees_field_solver_and_manifold_together() -> None:
+    """The two transports along a field: by small steps, and by leaps."""
     all_three = {"field", "ode", "manifold"}
     found = {p.relative_to(ROOT).as_posix() for p in FILES if all_three <= imports(p)}
-    assert found == {"transport/ode.py", "__init__.py"}
+    assert found == {"transport/ode.py", "transport/leap.py", "__init__.py"}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))

@@ -12,10 +12,14 @@ import torch
 from torch import Generator, Tensor
 
 from cflow.errors import DomainError, ShapeError, plain
-from cflow.manifold.manifold import Compact, Steps, described, log_rate_by_jvp
+from cflow.manifold.manifold import Compact, Steps, described
 from cflow.typing import Frame
 
 __all__ = ["Sphere"]
+
+NEAR = 0.1  # squared lengths below which functions of them are summed as power series
+SINC = (1.0, -1 / 6, 1 / 120, -1 / 5040, 1 / 362880)  # sin(r) / r in powers of r^2
+BEND = (-1 / 3, 1 / 30, -1 / 840, 1 / 45360, -1 / 3991680)  # (cos(r) - sin(r) / r) / r^2
 
 
 class Sphere(Compact):
@@ -67,6 +71,7 @@ class Sphere(Compact):
         return (u * w).sum(-1)
 
     def check_point(self, x: Tensor, *, atol: float = 1e-5) -> tuple[bool, str]:
+        x = x.detach()
         off = float((torch.linalg.vector_norm(x, dim=-1) - 1).abs().amax()) if x.numel() else 0.0
         return off <= atol, "" if off <= atol else f"lengths differ from 1 by up to {off:.3g}"
 
@@ -109,7 +114,19 @@ class Sphere(Compact):
         return point, torch.addcmul(cos * u, sin * length, x, value=-1)
 
     def log_rate(self, x: Tensor, u: Tensor, y: Tensor, v: Tensor) -> Tensor:
-        return log_rate_by_jvp(self, x, y, v)
+        """Give 1/sinc(r) (v - (v.x) x) + (v.x) g(r) u with r = |u|, g = (cos r - sinc r)/(r sinc r)^2.
+
+        It inverts the derivative of the exponential, by r along u and by sin(r) / r across it.
+        """
+        square = (u * u).sum(-1, keepdim=True)
+        near = square < NEAR
+        safe = torch.where(near, 1.0, square)
+        r = safe.sqrt()
+        cos, sinc = torch.where(near, 1.0, r.cos()), r.sin() / r
+        sinc = torch.where(near, _series(square, SINC), sinc)
+        bend = torch.where(near, _series(square, BEND), (cos - sinc) / safe)
+        off = (v * x).sum(-1, keepdim=True)
+        return (v - off * x) / sinc + off * bend / (sinc * sinc) * u
 
     def uniform(
         self,
@@ -127,3 +144,11 @@ class Sphere(Compact):
     def __repr__(self) -> str:
         """Show how solvers step, where it is not by projection."""
         return described(self)
+
+
+def _series(square: Tensor, coefficients: tuple[float, ...]) -> Tensor:
+    """Sum a power series by Horner's rule; it has every derivative at zero."""
+    total = torch.full_like(square, coefficients[-1])
+    for c in reversed(coefficients[:-1]):
+        total = total * square + c
+    return total

@@ -61,7 +61,7 @@ class Torus(Compact):
     def check_point(self, x: Tensor, *, atol: float = 1e-5) -> tuple[bool, str]:
         if not x.numel():
             return True, ""
-        low, high = (float(end) for end in torch.aminmax(x))
+        low, high = (float(end) for end in torch.aminmax(x.detach()))
         inside = low >= -atol and high <= self.period + atol
         return inside, "" if inside else (
             f"coordinates from {low:.6g} to {high:.6g} leave [0, {self.period:.6g})"

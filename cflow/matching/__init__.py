@@ -6,8 +6,15 @@ from cflow.matching.cost import GeodesicCost, SquaredEuclidean
 from cflow.matching.coupling import Coupling, IndependentCoupling, PairedCoupling, Pairs
 from cflow.matching.dropout import ContextDropout
 from cflow.matching.entropic import EntropicCoupling
-from cflow.matching.error import FeatureError, PseudoHuber, SquaredError, VelocityError
+from cflow.matching.error import (
+    FeatureError,
+    PseudoHuber,
+    RiemannianError,
+    SquaredError,
+    VelocityError,
+)
 from cflow.matching.exact import OTCoupling
+from cflow.matching.geodesic import GeodesicPath, ManifoldPath
 from cflow.matching.loss import Regression, matching, regression, squared_error
 from cflow.matching.mean_flow import Spans, mean_flow
 from cflow.matching.mixed import MixedPairs
@@ -15,6 +22,7 @@ from cflow.matching.partial import PartialCoupling
 from cflow.matching.path import AffinePath, LinearPath, Path, PathPoint, SchedulePath
 from cflow.matching.plan import PlanCoupling
 from cflow.matching.pool import PairPool
+from cflow.matching.premetric import PremetricPath
 from cflow.matching.reflow import reflow_pairs
 from cflow.matching.semidiscrete import SemiDiscreteCoupling, fit_semidiscrete
 from cflow.matching.snapshots import snapshot_matching, unit_times
@@ -46,11 +54,13 @@ __all__ = [
     "EntropicCoupling",
     "FeatureError",
     "GeodesicCost",
+    "GeodesicPath",
     "IndependentCoupling",
     "LinearPath",
     "LogNormalSigmaTimes",
     "LogitNormalTimes",
     "LossWeight",
+    "ManifoldPath",
     "MixedPairs",
     "ModeTimes",
     "OTCoupling",
@@ -61,9 +71,11 @@ __all__ = [
     "Path",
     "PathPoint",
     "PlanCoupling",
+    "PremetricPath",
     "PseudoHuber",
     "QuantileLaw",
     "Regression",
+    "RiemannianError",
     "SNRWeight",
     "SchedulePath",
     "SemiDiscreteCoupling",

@@ -21,9 +21,10 @@ import torch
 from torch import Tensor, nn
 
 from cflow.errors import ShapeError, expect_positive
+from cflow.manifold import Manifold
 from cflow.typing import Batch, Points, Times
 
-__all__ = ["FeatureError", "PseudoHuber", "SquaredError", "VelocityError"]
+__all__ = ["FeatureError", "PseudoHuber", "RiemannianError", "SquaredError", "VelocityError"]
 
 
 class VelocityError(ABC):
@@ -62,6 +63,37 @@ class SquaredError(VelocityError):
     def __call__(self, t: Times, x: Points, v: Points, target: Points) -> Batch:
         error = nn.functional.mse_loss(v, target, reduction="none")
         return error.flatten(1).mean(1) if error.dim() > 1 else error
+
+    @property
+    def straight(self) -> bool:
+        return False
+
+
+@dataclass(frozen=True)
+class RiemannianError(VelocityError):
+    """The squared error in the metric of a manifold, over its dimension: |v - u|_g^2 / dim.
+
+    Its minimum is the marginal velocity, as that of the plain square; the two differ in how much
+    they care about which points. They are the same where the metric is that of the space around.
+
+    Attributes:
+        manifold: One of `cflow.manifold`.
+
+    References:
+        Chen and Lipman (2024), Flow matching on general geometries, arXiv 2302.03660, equation 7.
+
+    Example:
+        >>> from cflow.manifold import Sphere
+        >>> x, east = torch.tensor([[0.0, 0.0, 1.0]]), torch.tensor([[1.0, 0.0, 0.0]])
+        >>> RiemannianError(Sphere())(torch.zeros(1), x, 2 * east, 0 * east)
+        tensor([2.])
+    """
+
+    manifold: Manifold
+
+    def __call__(self, t: Times, x: Points, v: Points, target: Points) -> Batch:
+        gap = self.manifold.proju(x, v - target)
+        return self.manifold.inner(x, gap, gap) / self.manifold.dim(x.shape[1:])
 
     @property
     def straight(self) -> bool:

@@ -21,6 +21,7 @@ from cflow.field import Coefficients, Ends, PathSchedule, Prediction, PredictVel
 from cflow.matching.coupling import Coupling, IndependentCoupling
 from cflow.matching.dropout import ContextDropout
 from cflow.matching.error import SquaredError, VelocityError
+from cflow.matching.geodesic import expect_source
 from cflow.matching.marginal import ends_over_pairs, ends_over_targets
 from cflow.matching.path import AffinePath, LinearPath, Path, SchedulePath
 from cflow.matching.times import TimeLaw, UniformTimes
@@ -78,7 +79,8 @@ def matching(
         path: How a pair is connected.
         coupling: How sources and targets are paired.
         x1: Targets, `(m, *event)`.
-        x0: Sources, `(n, *event)`; standard normal noise of the shape of x1 by default.
+        x0: Sources, `(n, *event)`; standard normal noise of the shape of x1 by default. On a
+            manifold they have to be given: `x0=flow.base.sample((len(x1),))`.
         context: Conditions of the targets, `(m, *context)`; they follow their target.
         source_context: Conditions of the sources, `(n, *context)`, where they have their own; only
             the coupling sees them.
@@ -155,6 +157,8 @@ def regression(
         torch.Size([16, 2])
     """
     expect_floating("matching", x1)
+    if x0 is None:
+        expect_source("matching", path)
     normal = x0 is None and isinstance(coupling, IndependentCoupling)
     x0 = _noise(x1, generator) if x0 is None else x0
     mass = None

@@ -8,6 +8,12 @@ loss V stands for the velocity at r, so that the target is that of flow matching
 for one pair, whose mean over all pairs at x is v. The derivative, held constant (sg), is taken
 along the velocity which the map itself has there, u(r, r, x): along that of the one pair, as in the
 first mean flows, its noise would be multiplied by a Jacobian.
+On a manifold the average velocity is u = log_x(y) / (t - r), for the point y that x will have got
+to, exp_x((t - r) u), and the first line reads
+
+    u(r, t, x) = (t - r) du/dr - D_x log_x(y) v,         which is v + (t - r) du/dr in flat space
+
+so the target is - D_x log_x(y) times the velocity of the pair, with y held constant.
 Source: Geng et al. (2025), Mean flows for one-step generative modeling, arXiv 2505.13447, equations
 6 to 11 and 22; Geng et al. (2025), Improved mean flows, arXiv 2512.02012, section 4, for V and its
 tangent. Time is turned round: the source's t, at which the point stands, is our r.
@@ -20,8 +26,10 @@ import torch
 from torch import Generator, Tensor
 
 from cflow.errors import DomainError, ShapeError
+from cflow.manifold import Euclidean, Geodesics
 from cflow.matching.coupling import Coupling
 from cflow.matching.dropout import ContextDropout
+from cflow.matching.geodesic import GeodesicPath
 from cflow.matching.loss import regression, squared_error
 from cflow.matching.path import Path
 from cflow.matching.times import TimeLaw, UniformTimes
@@ -98,6 +106,7 @@ def mean_flow(
     source_context: Tensor | None = None,
     spans: Spans | None = None,
     teacher: Velocity | None = None,
+    manifold: Geodesics | None = None,
     power: float = 0.0,
     dropout: ContextDropout | None = None,
     generator: Generator | None = None,
@@ -116,6 +125,8 @@ def mean_flow(
         teacher: A trained velocity `teacher(t, x, context)`, which then takes the place of the
             path's velocity and of the map's own: distillation. The points are still the path's, so
             give it the path and coupling that the teacher was trained on.
+        manifold: Where the points live, where it is not flat space; by default where a
+            `GeodesicPath` runs. The map has to be tangent to it, see `TangentField`.
         power: Divide each error by its own value (plus 0.001) to this power, held constant: 1 makes
             outliers count less, as for images in the source; 0 leaves a regression to the mean.
         dropout: Leaves out conditions, for guidance.
@@ -165,7 +176,11 @@ def mean_flow(
         )
     if teacher is not None:
         asked = asked._replace(target=v)
+    if manifold is None and isinstance(path, GeodesicPath):
+        manifold = path.manifold
     moving = t > r
+    if manifold is not None and not isinstance(manifold, Euclidean):
+        asked = asked._replace(target=_seen(manifold, flow_map, r, t, x, c, asked.target))
     change = torch.zeros_like(x)
     if bool(moving.any()):
         rows = moving.nonzero()[:, 0]
@@ -177,6 +192,22 @@ def mean_flow(
 
     error = squared_error(at_start, asked)
     return error if power == 0 else error / (error.detach() + 1e-3) ** power
+
+
+@torch.no_grad()
+def _seen(
+    manifold: Geodesics,
+    flow_map: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor],
+    r: Tensor,
+    t: Tensor,
+    x: Tensor,
+    c: Tensor | None,
+    v: Tensor,
+) -> Tensor:
+    """Return - D_x log_x(y) v: how fast the way to the point y of the map shrinks as x moves."""
+    span = (t - r).reshape(t.shape + (1,) * (x.dim() - 1))
+    y = manifold.expmap(x, span * manifold.proju(x, flow_map(r, t, x, c)))
+    return -torch.func.jvp(lambda x: manifold.logmap(x, y), (x,), (v,))[1]
 
 
 @torch.no_grad()

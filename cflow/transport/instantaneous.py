@@ -1,7 +1,6 @@
 """From leaps to the flow of the velocity that their map holds: the teacher it came with."""
 
 from cflow.field import InstantField
-from cflow.manifold import Euclidean
 from cflow.transport.exchange import exchanged
 from cflow.transport.leap import Leap
 from cflow.transport.ode import ODE
@@ -33,6 +32,6 @@ def instantaneous(transport: Transport) -> Transport:
     def solved(part: Transport) -> Transport | None:
         if not isinstance(part, Leap):
             return None
-        return ODE(InstantField(part.flow_map), manifold=Euclidean(part.event_dim))
+        return ODE(InstantField(part.flow_map), manifold=part.manifold)
 
     return exchanged(transport, solved)

@@ -1,6 +1,9 @@
 """A transport in a few leaps: steps along the average velocity of a flow map.
 
-    x_{k+1} = x_k + (t_{k+1} - t_k) u(t_k, t_{k+1}, x_k),     ladj = sum_k log|det(1 + h_k du/dx)|
+    x_{k+1} = x_k + (t_{k+1} - t_k) u(t_k, t_{k+1}, x_k),     ladj = sum_k log|det dx_{k+1}/dx_k|
+
+On a manifold a leap follows the geodesic, exp_x(h u), and the determinant is that between tangent
+spaces, by their frames, and between Riemannian volumes.
 
 One leap takes as many evaluations as one step of Euler's method, and where the flow map is right it
 makes no error however long it is. With a `Tuned` solver each leap ends in a weighted sum of all
@@ -21,6 +24,7 @@ from torch import Generator, Tensor
 
 from cflow.errors import DomainError, ShapeError, SolverError, expect_floating
 from cflow.field import FlowMap
+from cflow.manifold import Euclidean, Manifold, expect_on
 from cflow.ode import Euler, Tuned
 from cflow.state import State
 from cflow.transport.transport import Likelihood, Shape, Transport
@@ -41,6 +45,11 @@ class Leap(Transport):
         solver: How many leaps, and their grid: `Euler(steps, grid)`, one leap by default, or
             `Tuned`, which pushes only. That is what `flow.with_solver(Euler(4))` exchanges.
         event_dim: Trailing axes that make up one point: 1 for vectors, 3 for images.
+        manifold: Where the points live, in place of flat space of `event_dim` axes. Tuned weights
+            are for flat space.
+
+    Raises:
+        DomainError: A tuned solver on a manifold; when points lie off the manifold.
 
     References:
         Geng et al. (2025), arXiv 2505.13447.
@@ -55,12 +64,23 @@ class Leap(Transport):
     """
 
     def __init__(
-        self, flow_map: FlowMap, solver: Euler | Tuned | None = None, *, event_dim: int = 1
+        self,
+        flow_map: FlowMap,
+        solver: Euler | Tuned | None = None,
+        *,
+        event_dim: int = 1,
+        manifold: Manifold | None = None,
     ) -> None:
         super().__init__()
         self.flow_map = flow_map
         self.solver: Euler | Tuned = Euler(1) if solver is None else solver
-        self.event_dim = event_dim
+        self.manifold: Manifold = Euclidean(event_dim) if manifold is None else manifold
+        self.event_dim = self.manifold.ndim
+        if isinstance(self.solver, Tuned) and not isinstance(self.manifold, Euclidean):
+            raise DomainError(
+                f"Leap: {type(self.solver).__name__} adds up steps in flat space, got "
+                f"{self.manifold}; take Euler(steps)"
+            )
 
     def push(
         self, state: State, context: Tensor | None = None, *, generator: Generator | None = None
@@ -73,7 +93,7 @@ class Leap(Transport):
             if ladj is None:
                 x = leap(x, context)
             else:
-                x, jacobian = _linearised(leap, x, context)
+                x, jacobian = _linearised(self.manifold, leap, x, context)
                 ladj = ladj + torch.linalg.slogdet(jacobian)[1].to(ladj.dtype)
         return self._state(state, x, ladj, batch)
 
@@ -96,9 +116,9 @@ class Leap(Transport):
         ladj = None if state.ladj is None else state.ladj.reshape(-1)
         for leap, (r, t) in reversed(list(zip(self._maps(), self._spans(), strict=True))):
             guess = self._leap(t, r, x.detach(), context)  # backwards
-            x = _undone(leap, x, guess, context, f"from t={r:g} to {t:g}")
+            x = _undone(self.manifold, leap, x, guess, context, f"from t={r:g} to {t:g}")
             if ladj is not None:
-                jacobian = _linearised(leap, x, context)[1]
+                jacobian = _linearised(self.manifold, leap, x, context)[1]
                 ladj = ladj - torch.linalg.slogdet(jacobian)[1].to(ladj.dtype)
         return self._state(state, x, ladj, batch)
 
@@ -112,6 +132,7 @@ class Leap(Transport):
                 f"Leap: the points of this flow have shape {tuple(shape)}, but one point was said "
                 f"to have {self.event_dim} axes; pass event_dim={len(shape)}"
             )
+        self.manifold.dim(shape)
         return shape
 
     def _spans(self) -> list[tuple[float, float]]:
@@ -119,7 +140,8 @@ class Leap(Transport):
 
     def _leap(self, r: float, t: float, x: Tensor, context: Tensor | None) -> Tensor:
         start, end = (x.new_full(x.shape[:1], time) for time in (r, t))
-        return x + (t - r) * self.flow_map(start, end, x, context)
+        u = self.manifold.proju(x, self.flow_map(start, end, x, context))
+        return self.manifold.expmap(x, (t - r) * u)
 
     def _maps(self) -> list[Map]:
         """Return the maps that a push runs one after the other."""
@@ -148,16 +170,29 @@ class Leap(Transport):
                 f"the same batch axes, got {tuple(x.shape)} and "
                 f"{None if context is None else tuple(context.shape)}"
             )
+        if not isinstance(self.manifold, Euclidean):
+            expect_on(where, "x", self.manifold, x)
         return (x.flatten(0, len(batch) - 1) if batch else x[None]), batch
 
     def _state(self, state: State, x: Tensor, ladj: Tensor | None, batch: Shape) -> State:
         nfe = state.nfe + torch.full(batch, len(self._spans()), device=x.device)
         again = lambda leaf: leaf.unflatten(0, batch) if batch else leaf[0]
-        return state._replace(x=again(x), ladj=None if ladj is None else again(ladj), nfe=nfe)
+        x = again(x)
+        if ladj is None:
+            return state._replace(x=x, nfe=nfe)
+        before = self.manifold.log_volume_element(state.x)
+        after = self.manifold.log_volume_element(x)
+        gained = 0.0 if before is None or after is None else (after - before).to(ladj.dtype)
+        return state._replace(x=x, ladj=again(ladj) + gained, nfe=nfe)
 
 
-def _linearised(leap: Map, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return the ends of leaps and their Jacobians, `(rows, D, D)`, in float32 at least."""
+def _linearised(
+    manifold: Manifold, leap: Map, x: Tensor, context: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Return the ends of leaps and their Jacobians `(rows, dim, dim)`, in float32 at least.
+
+    Those are in the entries of the points, or in the frames of the manifold where it has some.
+    """
 
     def single(x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         y = leap(x[None], None if context is None else context[None])[0]
@@ -167,37 +202,60 @@ def _linearised(leap: Map, x: Tensor, context: Tensor | None) -> tuple[Tensor, T
     rows = torch.func.vmap(torch.func.jacrev(single, has_aux=True), in_dims=dims)
     jacobian, y = rows(x, context)
     square = jacobian.flatten(2)
-    return y, square.to(torch.promote_types(square.dtype, torch.float32))
+    square = square.to(torch.promote_types(square.dtype, torch.float32))
+    start, end = manifold.frame(x), manifold.frame(y)
+    if start is not None and end is not None:
+        square = end[1].flatten(2).to(square) @ square @ start[0].flatten(2).to(square).mT
+    return y, square
 
 
-def _undone(leap: Map, y: Tensor, guess: Tensor, context: Tensor | None, where: str) -> Tensor:
+def _missed(manifold: Manifold, end: Tensor, y: Tensor) -> Tensor:
+    """Return the way from where leaps end to y, in coordinates of its tangent space."""
+    way = manifold.logmap(end, y).flatten(1)
+    frame = manifold.frame(end)
+    return way if frame is None else (frame[1].flatten(2) @ way[..., None]).squeeze(-1)
+
+
+def _moved(manifold: Manifold, x: Tensor, step: Tensor) -> Tensor:
+    """Move points along coordinates of their tangent space."""
+    frame = manifold.frame(x)
+    if frame is not None:
+        step = (frame[0].flatten(2) * step[..., None]).sum(1)
+    return manifold.expmap(x, step.reshape(x.shape))
+
+
+def _undone(
+    manifold: Manifold, leap: Map, y: Tensor, guess: Tensor, context: Tensor | None, where: str
+) -> Tensor:
     """Return the starts of leaps that end at y."""
-    root = _searched(leap, y.detach(), guess, context, where)
-    end, jacobian = _linearised(leap, root, context)
+    root = _searched(manifold, leap, y.detach(), guess, context, where)
+    end, jacobian = _linearised(manifold, leap, root, context)
     # One more step of Newton's, at the detached root: its gradient is that of the inverse.
-    return root - _solved(jacobian.detach(), end - y)
+    return _moved(manifold, root, _solved(jacobian.detach(), _missed(manifold, end, y)))
 
 
 @torch.no_grad()
-def _searched(leap: Map, y: Tensor, x: Tensor, context: Tensor | None, where: str) -> Tensor:
-    end, jacobian = _linearised(leap, x, context)
-    size = lambda residual: residual.flatten(1).norm(dim=1)
-    miss = size(end - y)
-    tolerance = 100 * torch.finfo(y.dtype).eps * (1 + size(y))
+def _searched(
+    manifold: Manifold, leap: Map, y: Tensor, x: Tensor, context: Tensor | None, where: str
+) -> Tensor:
+    end, jacobian = _linearised(manifold, leap, x, context)
+    miss = manifold.dist(end, y)
+    tolerance = 100 * torch.finfo(y.dtype).eps * (1 + y.flatten(1).norm(dim=1))
     for _ in range(ITERATIONS):
         if bool((miss <= tolerance).all()):
             break
-        step, share, tried = _solved(jacobian, end - y), torch.ones_like(miss), x
+        step = _solved(jacobian, _missed(manifold, end, y))
+        share, tried = torch.ones_like(miss), x
         for _ in range(HALVINGS):
-            tried = x - share.reshape(-1, *(1,) * (x.dim() - 1)) * step
-            worse = ~(size(leap(tried, context) - y) < miss) & (miss > tolerance)
+            tried = _moved(manifold, x, share[:, None] * step)
+            worse = ~(manifold.dist(leap(tried, context), y) < miss) & (miss > tolerance)
             if not bool(worse.any()):
                 break
             share = torch.where(worse, share / 2, share)
         moving = (miss > tolerance).reshape(-1, *(1,) * (x.dim() - 1))
         x = torch.where(moving, tried, x)
-        end, jacobian = _linearised(leap, x, context)
-        miss = size(end - y)
+        end, jacobian = _linearised(manifold, leap, x, context)
+        miss = manifold.dist(end, y)
     lost = ~(miss <= 10 * tolerance)
     folded = ~lost & (torch.linalg.det(jacobian) <= 0)
     if bool((lost | folded).any()):
@@ -211,11 +269,11 @@ def _searched(leap: Map, y: Tensor, x: Tensor, context: Tensor | None, where: st
 
 
 def _solved(jacobian: Tensor, residual: Tensor) -> Tensor:
-    """Return J^-1 residual in shape and dtype of the residual; itself where J is singular."""
-    flat = residual.flatten(1).to(jacobian.dtype)[..., None]
-    step, info = torch.linalg.solve_ex(jacobian, flat)
-    step = torch.where((info == 0)[:, None, None], step, flat)
-    return step[..., 0].reshape(residual.shape).to(residual.dtype)
+    """Return J^-1 residual in the dtype of the residual `(rows, dim)`; itself if J is singular."""
+    column = residual.to(jacobian.dtype)[..., None]
+    step, info = torch.linalg.solve_ex(jacobian, column)
+    step = torch.where((info == 0)[:, None, None], step, column)
+    return step[..., 0].to(residual.dtype)
 
 
 def _rows(context: Tensor | None, batch: Shape) -> Tensor | None:

@@ -63,4 +63,4 @@ def _leaping(leap: Leap, solver: Solver | None) -> Leap | None:
             f"with_solver: a flow map leaps and takes Euler(steps), got {solver}; other solvers "
             "take the velocity that it holds, instantaneous(transport, solver)"
         )
-    return Leap(leap.flow_map, solver, event_dim=leap.event_dim)
+    return Leap(leap.flow_map, solver, manifold=leap.manifold)
