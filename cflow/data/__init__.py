@@ -1,8 +1,23 @@
 """Data sets: bundled with a library, found on disk, or fetched once from their original address."""
 
-from cflow.data import anomaly, lasa, regression, single_cell, tables, toy
+from cflow.data import (
+    anomaly,
+    crystals,
+    earth,
+    grouped,
+    lasa,
+    meshes,
+    particles,
+    ramachandran,
+    regression,
+    single_cell,
+    tables,
+    torsion,
+    toy,
+)
 from cflow.data.digits import Split, digits
 from cflow.data.fetch import RemoteFile, fetch, find
+from cflow.data.grouped import grouped_split, random_split
 from cflow.data.mnist import MNIST, Labelled, mnist
 
 __all__ = [
@@ -11,13 +26,22 @@ __all__ = [
     "RemoteFile",
     "Split",
     "anomaly",
+    "crystals",
     "digits",
+    "earth",
     "fetch",
     "find",
+    "grouped",
+    "grouped_split",
     "lasa",
+    "meshes",
     "mnist",
+    "particles",
+    "ramachandran",
+    "random_split",
     "regression",
     "single_cell",
     "tables",
+    "torsion",
     "toy",
 ]
