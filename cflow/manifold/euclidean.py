@@ -23,6 +23,9 @@ class Euclidean(Manifold):
         tensor([5.])
     """
 
+    loop = math.inf
+    smooth_frame = True
+
     def __init__(self, ndim: int = 1) -> None:
         super().__init__()
         self.ndim = ndim

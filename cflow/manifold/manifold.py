@@ -77,9 +77,15 @@ class Manifold(ABC):
 
     Attributes:
         ndim: Number of trailing axes that make up one point.
+        loop: Length after which every geodesic is back where it left, with its velocity; inf where
+            none returns and `expmap` is one to one; None where neither is so, or it is not known.
+            It tells the other geodesics from x to y, whose lengths are `dist` plus its multiples.
+        smooth_frame: Whether `frame` is smooth all over the manifold, as none is on most spheres.
     """
 
     ndim: int
+    loop: float | None = None
+    smooth_frame: bool = False
 
     def __init__(self, *, steps: Steps = "projected") -> None:
         if steps not in Steps.__args__:

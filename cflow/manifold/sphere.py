@@ -35,6 +35,7 @@ class Sphere(Compact):
     """
 
     ndim = 1
+    loop = 2 * math.pi
 
     def __init__(self, *, steps: Steps = "projected") -> None:
         super().__init__(steps=steps)
@@ -43,7 +44,7 @@ class Sphere(Compact):
         return x / torch.linalg.vector_norm(x, dim=-1, keepdim=True)
 
     def proju(self, x: Tensor, u: Tensor) -> Tensor:
-        return torch.addcmul(u, (x * u).sum(-1, keepdim=True), x, value=-1)
+        return u - (x * u).sum(-1, keepdim=True) * x
 
     def expmap(self, x: Tensor, u: Tensor) -> Tensor:
         length = torch.linalg.vector_norm(u, dim=-1, keepdim=True)
@@ -88,7 +89,7 @@ class Sphere(Compact):
 
     def frame(self, x: Tensor) -> Frame:
         """Return the columns but the last of the reflection that takes x to the last axis."""
-        side = torch.where(x[..., -1:] < 0, -1.0, 1.0)
+        side = torch.where(x[..., -1:] < 0, -1.0, 1.0).to(x.dtype)
         w = torch.cat([x[..., :-1], x[..., -1:] + side], -1)
         one = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)[:-1]
         scale = 1 + x[..., -1:].abs()  # half the square of the length of w
@@ -111,7 +112,7 @@ class Sphere(Compact):
         angle = s * length
         cos, sin = angle.cos(), angle.sin()
         point = cos * x + s * torch.sinc(angle / torch.pi) * u
-        return point, torch.addcmul(cos * u, sin * length, x, value=-1)
+        return point, cos * u - sin * length * x
 
     def log_rate(self, x: Tensor, u: Tensor, y: Tensor, v: Tensor) -> Tensor:
         """Give 1/sinc(r) (v - (v.x) x) + (v.x) g(r) u with r = |u|, g = (cos r - sinc r)/(r sinc r)^2.

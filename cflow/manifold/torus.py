@@ -33,6 +33,8 @@ class Torus(Compact):
         tensor(20.)
     """
 
+    smooth_frame = True
+
     def __init__(self, period: float = 2 * math.pi, *, ndim: int = 1) -> None:
         super().__init__()
         expect_positive("Torus", period=period)

@@ -14,6 +14,10 @@ from cflow.state import State, tracked
 from cflow.transport import ODE, Leap
 
 every = pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
+SMOOTH = [case for case in CASES if case.smooth]
+smooth_ones = pytest.mark.parametrize("case", SMOOTH, ids=[case.name for case in SMOOTH])
+LOGARITHMS = [case for case in CASES if case.logarithm]
+with_log = pytest.mark.parametrize("case", LOGARITHMS, ids=[case.name for case in LOGARITHMS])
 
 
 def smooth(case: ManifoldCase, space: Manifold, speed: float = 0.5) -> FunctionField:
@@ -33,7 +37,7 @@ def smooth(case: ManifoldCase, space: Manifold, speed: float = 0.5) -> FunctionF
     return FunctionField(velocity)
 
 
-@every
+@smooth_ones
 @pytest.mark.parametrize("solver", [Dopri5(1e-9, 1e-9), RK4(24)], ids=["adaptive", "fixed"])
 def test_there_and_back_again(case: ManifoldCase, solver: Solver) -> None:
     space, x, _ = case.draw()
@@ -62,7 +66,7 @@ def framed_log_det(space: Manifold, x: Tensor, ode: ODE | Leap) -> Tensor:
     return torch.linalg.slogdet(jacobian).logabsdet + gained
 
 
-@every
+@smooth_ones
 def test_ladj_is_that_of_the_jacobian_between_tangent_spaces(case: ManifoldCase) -> None:
     """Its error is that of the steps; an independent account of volumes, frame by frame."""
     space, x, _ = case.draw(2)
@@ -73,7 +77,7 @@ def test_ladj_is_that_of_the_jacobian_between_tangent_spaces(case: ManifoldCase)
         assert abs(ladj - framed_log_det(space, point, ode)) < 1e-6
 
 
-@every
+@smooth_ones
 @pytest.mark.parametrize("solver", [Euler, Midpoint, Heun, RK4])
 def test_solvers_keep_their_order(case: ManifoldCase, solver: type) -> None:
     space, x, _ = case.draw()
@@ -85,7 +89,7 @@ def test_solvers_keep_their_order(case: ManifoldCase, solver: type) -> None:
     assert fine < 1e-9 or coarse / fine > 2 ** (order - 0.5)
 
 
-@every
+@smooth_ones
 def test_a_trajectory_passes_through_the_states_of_its_pieces(case: ManifoldCase) -> None:
     space, x, _ = case.draw(3)
     ode = ODE(smooth(case, space), Dopri5(1e-8, 1e-8), manifold=space)
@@ -126,7 +130,7 @@ class FlatMap(FlowMap):
         return self.scale * self.net(times, x.flatten(-self.space.ndim), context).reshape(x.shape)
 
 
-@every
+@with_log
 def test_leaps_keep_account_and_come_back(case: ManifoldCase) -> None:
     space, x, _ = case.draw(2)
     torch.manual_seed(3)
