@@ -9,7 +9,7 @@ from numpy.polynomial.legendre import leggauss
 from torch import Tensor, nn
 
 from cflow import Flow, State, tracked
-from cflow.base import Gaussian, SphereUniform
+from cflow.base import Gaussian, ManifoldUniform
 from cflow.field import FunctionField, MLPField
 from cflow.manifold import Sphere
 from cflow.nets import MLP
@@ -67,7 +67,7 @@ def test_a_mixed_chain_integrates_to_one() -> None:
 def sphere_flow(solver: RK4 | Dopri5) -> Flow:
     """A field of R^3 that knows nothing of the sphere: the ODE projects it."""
     field = MLPField(3, hidden_features=(16,), frequencies=2)
-    return perturbed(Flow(SphereUniform((3,)), ODE(field, solver, manifold=Sphere())))
+    return perturbed(Flow(ManifoldUniform(Sphere(), 3), ODE(field, solver, manifold=Sphere())))
 
 
 def sphere_grid() -> tuple[Tensor, Tensor]:

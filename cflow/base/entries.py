@@ -1,11 +1,11 @@
-"""What laws of independent entries share: widening, sums over an event, and the normal density."""
+"""What laws share: widening, what they keep, sums over an event, noise, and the normal density."""
 
 import math
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
-__all__ = ["noise", "normal_log_prob", "summed", "wide"]
+__all__ = ["held", "noise", "normal_log_prob", "summed", "wide"]
 
 
 def wide(x: Tensor) -> Tensor:
@@ -16,6 +16,22 @@ def wide(x: Tensor) -> Tensor:
         torch.float32
     """
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def held(module: nn.Module, name: str, start: Tensor, *, learned: bool) -> None:
+    """Keep a copy of a tensor in a module: as a parameter if learned, else as a buffer.
+
+    Example:
+        >>> law = nn.Module()
+        >>> held(law, "mean", torch.zeros(2), learned=False)
+        >>> list(law.state_dict())
+        ['mean']
+    """
+    start = start.detach().to(torch.get_default_dtype()).clone()
+    if learned:
+        module.register_parameter(name, nn.Parameter(start))
+    else:
+        module.register_buffer(name, start)
 
 
 def summed(entries: Tensor, event_dim: int) -> Tensor:

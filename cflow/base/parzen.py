@@ -13,6 +13,7 @@ Source: Vincent and Bengio (2003), Manifold Parzen windows, NeurIPS 15; Pelletie
 density estimation on Riemannian manifolds, Statistics and Probability Letters 73(3).
 """
 
+import copy
 import math
 from collections.abc import Iterator, Sequence
 from itertools import product
@@ -170,6 +171,27 @@ class ParzenWindows(Base):
             shares = torch.softmax(each + weights.log(), -1).sum(0)
             weights = (shares + 1 / len(weights)) / (len(each) + 1)
         self.log_weights.copy_(weights.log())
+
+    def widened(self, factor: float, *, least: float = 0.0) -> "ParzenWindows":
+        """Return a law with kernels so many times as wide, without shapes of little weight.
+
+        Args:
+            factor: On the standard deviations of all kernels.
+            least: Shapes of less weight are left out, but for the heaviest.
+
+        Raises:
+            DomainError: The factor is not positive, or least not in [0, 1].
+        """
+        expect_positive("ParzenWindows.widened", factor=factor)
+        if not 0 <= least <= 1:
+            raise DomainError(f"ParzenWindows.widened: least must lie in [0, 1], got {least}")
+        weights = self.log_weights.exp()
+        kept = weights >= torch.minimum(weights.max(), weights.new_tensor(least))
+        law = copy.deepcopy(self)
+        law.uniform = self.uniform and bool(kept[-1])
+        law.factors = factor * self.factors[kept[: len(self.factors)]]
+        law.log_weights = self.log_weights[kept].log_softmax(0)
+        return law
 
     def _each(self, x: Tensor, masked: tuple[Tensor, Tensor] | None) -> Tensor:
         """Return the log density of each shape at each point, `(m, shapes)`."""

@@ -7,37 +7,41 @@ from torch import Generator, Tensor
 
 from cflow.base.base import Base
 from cflow.errors import DomainError
-from cflow.manifold import Sphere
+from cflow.manifold import Compact, Manifold
 from cflow.typing import Batch, Points
 
-__all__ = ["SphereUniform"]
+__all__ = ["ManifoldUniform"]
 
 
-class SphereUniform(Base):
-    """Uniform unit vectors, drawn as normalised Gaussians.
-
-    Densities are with respect to the surface area of the sphere.
+class ManifoldUniform(Base):
+    """Points spread evenly by volume: over a sphere, a torus, the rotations (Haar's law), a mesh.
 
     Args:
-        event_shape: Shape of one point: `(n + 1,)` for the sphere S^n, n at least 1.
+        manifold: A manifold of finite volume.
+        event_shape: Shape of one point, or a number of entries: 3 for the sphere S^2.
 
     Raises:
-        DomainError: The shape is not that of vectors with two coordinates or more.
+        DomainError: The manifold has no finite volume, so that no law is uniform on it.
+        ShapeError: No point of the manifold has this shape.
 
     Example:
-        >>> SphereUniform((3,)).log_prob(torch.tensor([[0.0, 0.0, 1.0]]))  # -log(4 pi)
+        >>> from cflow.manifold import Sphere
+        >>> ManifoldUniform(Sphere(), 3).log_prob(torch.tensor([[0.0, 0.0, 1.0]]))  # -log(4 pi)
         tensor([-2.5310])
     """
 
-    def __init__(self, event_shape: Sequence[int]) -> None:
-        super().__init__(tuple(event_shape))
-        if len(self.event_shape) != 1 or self.event_shape[0] < 2:
+    def __init__(self, manifold: Manifold, event_shape: Sequence[int] | int) -> None:
+        super().__init__(event_shape)
+        log_volume = manifold.log_volume(self.event_shape)
+        if not isinstance(manifold, Compact) or log_volume == float("inf"):
             raise DomainError(
-                f"SphereUniform: event_shape must be (n,) with n at least 2, got {self.event_shape}"
+                f"ManifoldUniform: {manifold} has no finite volume and so no uniform law; start "
+                "from WrappedNormal there"
             )
-        self.log_density: Tensor
-        log_volume = Sphere().log_volume(self.event_shape)
-        self.register_buffer("log_density", torch.tensor(-log_volume))
+        self.manifold: Compact = manifold
+        self.log_volume = log_volume
+        self.like: Tensor
+        self.register_buffer("like", torch.tensor(0.0), persistent=False)
 
     def sample(
         self,
@@ -46,9 +50,8 @@ class SphereUniform(Base):
         *,
         generator: Generator | None = None,
     ) -> Points:
-        dtype, device = self.log_density.dtype, self.log_density.device
-        full = (*shape, *self.event_shape)
-        return Sphere().projx(torch.randn(full, dtype=dtype, device=device, generator=generator))
+        return self.manifold.uniform(shape, self.event_shape, like=self.like, generator=generator)
 
     def log_prob(self, x: Points, context: Tensor | None = None) -> Batch:
-        return torch.full_like(self._enter(x)[..., 0], -Sphere().log_volume(self.event_shape))
+        x = self._enter(x)
+        return x.new_full(x.shape[: x.dim() - len(self.event_shape)], -self.log_volume)

@@ -6,8 +6,9 @@ import pytest
 import torch
 from scipy.stats import kstest
 
-from cflow.base import Gaussian, SphereUniform
+from cflow.base import Gaussian, ManifoldUniform
 from cflow.errors import ShapeError
+from cflow.manifold import Sphere
 
 
 @pytest.mark.parametrize("event", [(), (3,), (2, 4)], ids=str)
@@ -30,9 +31,9 @@ def test_samples_are_normal_and_follow_the_dtype_of_the_module() -> None:
 
 
 def test_the_sphere_keeps_its_density_in_float32_and_checks_shapes() -> None:
-    base = SphereUniform((3,)).to(torch.bfloat16)
+    base = ManifoldUniform(Sphere(), 3).to(torch.bfloat16)
     log_prob = base.log_prob(base.sample((4,)))
     assert log_prob.dtype == torch.float32
     assert log_prob.tolist() == pytest.approx([-math.log(4 * math.pi)] * 4)
-    with pytest.raises(ShapeError, match=r"SphereUniform\.log_prob: x must end in shape \(3,\)"):
+    with pytest.raises(ShapeError, match=r"ManifoldUniform\.log_prob: x must end in shape \(3,\)"):
         base.log_prob(torch.zeros(4, 2))

@@ -95,6 +95,19 @@ def test_a_point_is_no_neighbour_of_itself() -> None:
     assert law.log_weights[1] > -0.1
 
 
+def test_a_widened_law_is_one_of_wider_kernels() -> None:
+    law = ParzenWindows(Sphere(), arc(), round=(0.1, 0.2), stretched=(), uniform=True)
+    wide = ParzenWindows(Sphere(), arc(), round=(0.15, 0.3), stretched=(), uniform=True)
+    x = globe(20)[0]
+    assert torch.allclose(law.widened(1.5).log_prob(x), wide.log_prob(x), atol=1e-10)
+    law.log_weights.copy_(torch.tensor([0.9, 0.01, 0.09]).log())
+    alone = ParzenWindows(Sphere(), arc(), round=(0.1,), stretched=())
+    assert torch.allclose(law.widened(1.0, least=0.5).log_prob(x), alone.log_prob(x), atol=1e-10)
+    assert law.widened(1.0, least=0.05).sample((7,)).shape == (7, 3)
+    with pytest.raises(DomainError, match="least must lie"):
+        law.widened(1.0, least=2.0)
+
+
 def test_saved_weights_come_back() -> None:
     law = ParzenWindows(Sphere(), arc(), round=(0.1, 0.2), stretched=())
     law.fit(arc()[:3], groups=torch.arange(3), own=torch.arange(12))
