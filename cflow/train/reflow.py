@@ -68,6 +68,8 @@ def reflow(
 ) -> list[Flow]:
     """Straighten a flow: in each round a copy of the last one learns the pairs that that one makes.
 
+    On a manifold straight paths are geodesics.
+
     With a folder everything is kept, and the same call goes on where an earlier one was killed: in
     the midst of making pairs, of a training, or between rounds. A finished round is read back; more
     rounds may be asked for later.

@@ -12,7 +12,7 @@ from collections.abc import Generator as Iteration
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Generator, Tensor, nn
@@ -21,7 +21,9 @@ from torch.nn.modules.dropout import _DropoutNd
 from cflow import archive
 from cflow.errors import CheckpointError, DomainError
 from cflow.flow import Flow
+from cflow.manifold import Euclidean, Geodesics
 from cflow.matching import (
+    GeodesicPath,
     LinearPath,
     MixedPairs,
     PairedCoupling,
@@ -102,9 +104,11 @@ class Round:
             *,
             generator: Generator,
         ) -> Tensor:
+            ode = around_ode(self.where, model.transport).ode
+            flat = isinstance(ode.manifold, Euclidean) or not isinstance(ode.manifold, Geodesics)
             return matching(
-                around_ode(self.where, model.transport).ode.field,
-                LinearPath(),
+                ode.field,
+                LinearPath() if flat else GeodesicPath(cast(Geodesics, ode.manifold)),
                 PairedCoupling(),
                 x1,
                 x0=x0,
