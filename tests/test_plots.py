@@ -30,3 +30,22 @@ def test_wrong_shapes_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ShapeError, match="two times at least"):
         plots.trajectories(tmp_path / "b.png", {"point": torch.rand(1, 4, 2)})
     assert not list(tmp_path.iterdir())
+
+
+def test_pictures_of_manifolds(tmp_path: Path) -> None:
+    from cflow.data import meshes
+
+    sphere = lambda x: 3 * x[:, 2]
+    events = torch.nn.functional.normalize(torch.randn(50, 3), dim=-1)
+    plots.globe(tmp_path / "a.png", sphere, {"train": events, "test": events[:5]}, size=20)
+    torus = lambda x: x.cos().sum(-1)
+    plots.ramachandran(tmp_path / "b.png", {"law": torus, "drawn": 6 * torch.rand(99, 2)}, size=12)
+    vertices, faces = meshes.icosphere(1)
+    values = torch.arange(len(faces)).double()
+    plots.surface(tmp_path / "c.png", vertices, faces, {"z": values}, points={"x": vertices})
+    for name in "abc":
+        assert (tmp_path / f"{name}.png").read_bytes().startswith(PNG)
+    with pytest.raises(ShapeError, match="events 'flat' must end in shape"):
+        plots.globe(tmp_path / "d.png", sphere, {"flat": torch.rand(5, 2)})
+    with pytest.raises(ShapeError, match="one value for each of the 80 faces"):
+        plots.surface(tmp_path / "d.png", vertices, faces, {"z": vertices[:, 2]})

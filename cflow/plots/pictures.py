@@ -1,23 +1,14 @@
-"""Pictures: grids of images, trajectories in the plane, and training curves. Needs matplotlib."""
+"""Pictures of flat things: grids of images, trajectories in the plane, and training curves."""
 
-import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from cflow import archive
-from cflow.errors import MissingExtraError, ShapeError
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from cflow.errors import ShapeError
+from cflow.plots.figure import COLOURS, Path, figure_of, save_figure
 
 __all__ = ["curves", "image_grid", "trajectories"]
-
-Path = str | os.PathLike[str]
-
-COLOURS = ("#1b6ca8", "#c8553d", "#3a7d44", "#7b4b94", "#b8860b")
 
 
 def image_grid(path: Path, rows: Mapping[str, Tensor]) -> None:
@@ -37,7 +28,7 @@ def image_grid(path: Path, rows: Mapping[str, Tensor]) -> None:
             f"{ {label: tuple(images.shape) for label, images in rows.items()} }"
         )
     columns = max(len(images) for images in rows.values())
-    figure = _figure((0.55 * columns + 0.2, 0.82 * len(rows)))
+    figure = figure_of((0.55 * columns + 0.2, 0.82 * len(rows)))
     low = min(float(images.min()) for images in rows.values())
     high = max(float(images.max()) for images in rows.values())
     axes = figure.subplots(len(rows), 1, squeeze=False)
@@ -48,7 +39,7 @@ def image_grid(path: Path, rows: Mapping[str, Tensor]) -> None:
         ax.set_title(label, fontsize=9, loc="left", pad=3)
         ax.set_anchor("W")
         ax.axis("off")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def trajectories(path: Path, panels: Mapping[str, Tensor]) -> None:
@@ -68,7 +59,7 @@ def trajectories(path: Path, panels: Mapping[str, Tensor]) -> None:
                 f"trajectories: {title!r} needs shape (times, points, features) with two times at "
                 f"least, got {tuple(panel.shape)}"
             )
-    figure = _figure((3.6 * len(panels), 3.7))
+    figure = figure_of((3.6 * len(panels), 3.7))
     axes = figure.subplots(1, len(panels), squeeze=False, sharex=True, sharey=True)[0]
     ends = next(iter(panels.values()))[-1].detach().cpu().double()
     plane = torch.linalg.svd(ends - ends.mean(0), full_matrices=False).Vh[:2].T
@@ -82,7 +73,7 @@ def trajectories(path: Path, panels: Mapping[str, Tensor]) -> None:
         ax.set_aspect("equal")
         ax.tick_params(labelsize=7)
     axes[0].legend(fontsize=8, frameon=False)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def curves(path: Path, histories: Mapping[str, Sequence[Mapping[str, float | int]]]) -> None:
@@ -95,7 +86,7 @@ def curves(path: Path, histories: Mapping[str, Sequence[Mapping[str, float | int
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    figure = _figure((3.1 * len(histories), 2.6))
+    figure = figure_of((3.1 * len(histories), 2.6))
     axes = figure.subplots(1, len(histories), squeeze=False)[0]
     for (title, history), ax in zip(histories.items(), axes, strict=True):
         for name, colour in (("loss", COLOURS[0]), ("validation", COLOURS[1])):
@@ -107,18 +98,4 @@ def curves(path: Path, histories: Mapping[str, Sequence[Mapping[str, float | int
         ax.tick_params(labelsize=7)
     axes[0].set_ylabel("loss", fontsize=8)
     axes[0].legend(fontsize=8, frameon=False)
-    _save(figure, path)
-
-
-def _figure(size: tuple[float, float]) -> "Figure":
-    try:
-        from matplotlib.figure import Figure  # no pyplot: no global state, no display
-    except ImportError as error:
-        raise MissingExtraError(
-            "plots: matplotlib is not installed; pip install 'cflow[plots]'"
-        ) from error
-    return Figure(figsize=size, layout="constrained")
-
-
-def _save(figure: Any, path: Path) -> None:  # noqa: ANN401
-    archive.write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=130))
+    save_figure(figure, path)
