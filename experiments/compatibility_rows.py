@@ -21,14 +21,17 @@ from cflow.field import (
     NetworkFlowMap,
     SpanTime,
 )
+from cflow.manifold import Sphere
 from cflow.nets import (
     MLP,
     CausalTransformer,
     ConstantMaps,
     ConvNet,
+    Embedded,
     LipschitzMLP,
     MaskedMLP,
     OneHot,
+    PeriodicFeatures,
     adjacency_of_order,
     adjacency_of_passes,
 )
@@ -43,11 +46,16 @@ from cflow.transport import (
     BernsteinMap,
     Chain,
     Channelwise,
+    CircularShiftMap,
+    CircularSplineMap,
     Conditioned,
     CouplingLayer,
+    CylindricalLayer,
     Dequantize,
     Elementwise,
     ExactLogDet,
+    ExponentialMapSphere,
+    FeaturewiseMap,
     GaussianisationMap,
     GaussianNoise,
     GaussSeidel,
@@ -64,6 +72,8 @@ from cflow.transport import (
     LogisticMixtureMap,
     Logit,
     LULinear,
+    MoebiusMap,
+    MoebiusSphere,
     MovingBatchNorm,
     NeuralMap,
     Passes,
@@ -177,12 +187,21 @@ RECIPES: dict[str, Callable[..., Flow]] = {
     "residual, roulette": lambda **k: recipes.residual(
         3, 2, transforms=2, hidden_features=(8,), coefficient=0.7, logdet=ROULETTE, **k
     ),
+    "sphere_flow": lambda **k: recipes.sphere_flow(3, 2, bins=3, **WIDE, **k),
+    "sphere_flow, exponential": lambda **k: recipes.sphere_flow(
+        3, 2, kind="exponential", units=3, **SHORT, **k
+    ),
     "standardized": lambda: recipes.standardized(recipes.realnvp(3, 2, **WIDE)),
     "tarflow, labels": lambda **k: recipes.tarflow(
         (4, 4), CLASSES, patch=2, width=8, blocks=2, layers=1, heads=2, **k
     ),
     "tarflow, labels, grey levels": lambda: recipes.tarflow(
         (4, 4), CLASSES, patch=2, width=8, blocks=2, layers=1, heads=2, levels=5
+    ),
+    "torus_moebius": lambda **k: recipes.torus_moebius(2, 2, units=2, **SHORT, **k),
+    "torus_nsf": lambda **k: recipes.torus_nsf(2, 2, linear=1, bins=3, **WIDE, **k),
+    "torus_nsf, coupling": lambda **k: recipes.torus_nsf(
+        3, 2, kind="coupling", bins=3, **WIDE, **k
     ),
     "umnn": lambda **k: recipes.umnn(2, 2, **SHORT, **k),
     "unet, labels": lambda: recipes.unet(
@@ -206,8 +225,11 @@ MAPS: Sequence[UnivariateMap] = (
     AdditiveMap(),
     AffineMap(),
     BernsteinMap(4),
+    CircularShiftMap(),
+    CircularSplineMap(4),
     GaussianisationMap(3),
     LogisticMixtureMap(3),
+    MoebiusMap(3),
     NeuralMap(units=3),
     RationalQuadraticMap(4),
     UnconstrainedMonotonicMap(units=3),
@@ -225,6 +247,23 @@ def autoregressive(
     links = adjacency_of_order([1, 2, 0]) if links is None else links
     net = MaskedMLP(links, univariate.parameters, context=2, hidden_features=(8, 8))
     return AutoregressiveLayer(net, univariate, inversion=inversion)
+
+
+def mixed(layer: Callable[[UnivariateMap], Transport], moves: int) -> Transport:
+    """Return a layer that moves an angle, and numbers beside it."""
+    return layer(FeaturewiseMap((CircularSplineMap(4), *[RationalQuadraticMap(4)] * (moves - 1))))
+
+
+def periodic() -> Transport:
+    """Return a coupling layer whose network sees an angle as waves."""
+    seen, spline = PeriodicFeatures(1), CircularSplineMap(4)
+    net = MLP(seen.outputs, 2 * spline.parameters, context=2, hidden_features=(8,))
+    return CouplingLayer([True, False, True], Embedded(seen, net), spline)
+
+
+def cylinder() -> Transport:
+    net = MLP(1, CircularSplineMap(4).parameters, context=2, hidden_features=(8,))
+    return CylindricalLayer(net, longitude=CircularSplineMap(4))
 
 
 def residual(logdet: ExactLogDet | RussianRoulette) -> Transport:
@@ -307,9 +346,16 @@ LAYERS: dict[str, Built] = {
         (5,),
         CONTEXT,
     ),
+    "CouplingLayer, angles": (periodic, VECTOR, CONTEXT),
+    "CylindricalLayer": (cylinder, VECTOR, CONTEXT),
     "Dequantize": (lambda: Dequantize(17), VECTOR, None),
     "Elementwise": (
         lambda: Elementwise(AffineMap(), (3,), conditioner=MLP(2, 6, hidden_features=(8,))),
+        VECTOR,
+        CONTEXT,
+    ),
+    "ExponentialMapSphere": (
+        lambda: ExponentialMapSphere(3, units=3, conditioner=MLP(2, 15, hidden_features=(8,))),
         VECTOR,
         CONTEXT,
     ),
@@ -343,6 +389,11 @@ LAYERS: dict[str, Built] = {
     ),
     "Leap": (leap, VECTOR, CONTEXT),
     "Logit": (lambda: Logit(0.05), VECTOR, None),
+    "MoebiusSphere": (
+        lambda: MoebiusSphere(3, conditioner=MLP(2, 3, hidden_features=(8,))),
+        VECTOR,
+        CONTEXT,
+    ),
     "MovingBatchNorm": (lambda: standardized(MovingBatchNorm((3,))), VECTOR, None),
     "ODE, RK4": (lambda: ode(RK4(2)), VECTOR, CONTEXT),
     "ODE, Dopri5": (lambda: ode(Dopri5()), VECTOR, CONTEXT),
@@ -372,24 +423,34 @@ LAYERS: dict[str, Built] = {
 }
 
 
+def vectors(*shape: int) -> Tensor:
+    return Sphere().projx(torch.randn(shape))
+
+
+SIDES: dict[str, Callable[..., Tensor]] = {"Logit": torch.rand} | dict.fromkeys(
+    ("CylindricalLayer", "ExponentialMapSphere", "MoebiusSphere", "sphere_flow"), vectors
+)
+"""Where the points of the base side lie, if not anywhere."""
+
+
 def _recipes() -> list[Row]:
     rows = []
     for name, build in RECIPES.items():
         if name.split(",")[0] in ALIKE or "grey levels" in name:
             rows.append(Row(name, "Recipes", build))
             continue
+        points = SIDES.get(name.split(",")[0], torch.randn)
         for fast in ("density", "sample"):
             turned = lambda build=build, fast=fast: build(fast=fast)
-            rows.append(Row(f'{name}, fast="{fast}"', "Recipes", turned))
+            rows.append(Row(f'{name}, fast="{fast}"', "Recipes", turned, points))
     return rows
 
 
 def _layers() -> list[Row]:
     def row(name: str, built: Built) -> Row:
         make, event, context = built
-        points = torch.rand if name == "Logit" else torch.randn
         flow = lambda: Flow(Gaussian(event), make(), context_shape=context)
-        return Row(name, "Layers", flow, points)
+        return Row(name, "Layers", flow, SIDES.get(name, torch.randn))
 
     return [row(name, built) for name, built in LAYERS.items()]
 
@@ -399,13 +460,20 @@ def _maps() -> list[Row]:
         flow = lambda: Flow(Gaussian(3), layer(univariate), context_shape=CONTEXT)
         return Row(f"{type(univariate).__name__} in {words}", "Maps of one number", flow)
 
+    kinds = ((coupled, 2, "a coupling layer"), (autoregressive, 3, "an autoregressive layer"))
+    alike = [row(one, layer, words) for one in MAPS for layer, _, words in kinds]
     return [
-        row(univariate, layer, words)
-        for univariate in MAPS
-        for layer, words in (
-            (coupled, "a coupling layer"),
-            (autoregressive, "an autoregressive layer"),
-        )
+        *alike,
+        *(
+            Row(
+                f"FeaturewiseMap in {words}",
+                "Maps of one number",
+                lambda layer=layer, moves=moves: Flow(
+                    Gaussian(3), mixed(layer, moves), context_shape=CONTEXT
+                ),
+            )
+            for layer, moves, words in kinds
+        ),
     ]
 
 

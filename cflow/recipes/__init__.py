@@ -17,8 +17,10 @@ from cflow.recipes.nsf import nsf
 from cflow.recipes.realnvp import realnvp
 from cflow.recipes.recipe import load, recipe
 from cflow.recipes.residual import residual
+from cflow.recipes.sphere import sphere_flow
 from cflow.recipes.standardized import standardized
 from cflow.recipes.tarflow import tarflow
+from cflow.recipes.torus import torus_moebius, torus_nsf
 from cflow.recipes.umnn import umnn
 from cflow.recipes.unet import unet
 
@@ -42,8 +44,11 @@ __all__ = [
     "realnvp",
     "recipe",
     "residual",
+    "sphere_flow",
     "standardized",
     "tarflow",
+    "torus_moebius",
+    "torus_nsf",
     "umnn",
     "unet",
 ]

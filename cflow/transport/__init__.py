@@ -4,12 +4,16 @@ from cflow.transport import masks
 from cflow.transport.autoregressive import AutoregressiveLayer
 from cflow.transport.bernstein import BernsteinMap
 from cflow.transport.channelwise import Channelwise, invertible_conv1x1
+from cflow.transport.circular import CircularShiftMap, CircularSplineMap
 from cflow.transport.conditioned import Conditioned
 from cflow.transport.contraction import Arrival, FixedPoint
 from cflow.transport.coupling_layer import CouplingLayer
+from cflow.transport.cylindrical import CylindricalLayer
 from cflow.transport.data_dependent import DataDependent, initialize
 from cflow.transport.dequantize import Dequantize, VariationalDequantize
 from cflow.transport.elementwise import Affine, Logit
+from cflow.transport.exponential_map import ExponentialMapSphere
+from cflow.transport.featurewise import FeaturewiseMap
 from cflow.transport.gaussianisation import GaussianisationMap
 from cflow.transport.guidance import Guidance, GuidedTransport
 from cflow.transport.householder import HouseholderLinear, QRLinear, SVDLinear
@@ -22,6 +26,7 @@ from cflow.transport.learned import Elementwise
 from cflow.transport.linear import Permutation, Reshape
 from cflow.transport.logistic_mixture import LogisticMixtureMap
 from cflow.transport.matrix import LULinear, MatrixLayer
+from cflow.transport.moebius import MoebiusMap, MoebiusSphere
 from cflow.transport.multiscale import Split, multiscale
 from cflow.transport.naf import NeuralMap
 from cflow.transport.noise import GaussianNoise, LabelDropout
@@ -57,13 +62,18 @@ __all__ = [
     "BernsteinMap",
     "Chain",
     "Channelwise",
+    "CircularShiftMap",
+    "CircularSplineMap",
     "Conditioned",
     "CouplingLayer",
     "Cutoff",
+    "CylindricalLayer",
     "DataDependent",
     "Dequantize",
     "Elementwise",
     "ExactLogDet",
+    "ExponentialMapSphere",
+    "FeaturewiseMap",
     "FixedPoint",
     "GaussSeidel",
     "GaussianNoise",
@@ -86,6 +96,8 @@ __all__ = [
     "LogisticMixtureMap",
     "Logit",
     "MatrixLayer",
+    "MoebiusMap",
+    "MoebiusSphere",
     "MovingBatchNorm",
     "NeuralMap",
     "Passes",

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from cflow.manifold import Manifold
 from cflow.transport import Transport
 
 Shape = tuple[int, ...]
@@ -17,6 +18,7 @@ class TransportCase:
 
     `round_trip` bounds pull(push(x)) - x and the cancelling of ladj; `jacobian` bounds ladj against
     the determinant of an autograd Jacobian. Both are rounding for layers, solver error for ODEs.
+    On a `manifold` that determinant is between its tangent spaces and Riemannian volumes.
     """
 
     name: str
@@ -31,6 +33,7 @@ class TransportCase:
     compiled: bool = (
         True  # is compiled and exported here, which costs seconds; else in the docs' table
     )
+    manifold: Manifold | None = None  # where the points live; None for flat space
     spread: float = 0.3  # standard deviation of the parameters, away from their initialisation
 
     def make(self, seed: int = 0) -> Transport:

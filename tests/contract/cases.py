@@ -8,6 +8,7 @@ from case import TransportCase
 from cases_autoregressive import CASES as AUTOREGRESSIVE_CASES
 from cases_images import CASES as IMAGE_CASES
 from cases_linear import CASES as LINEAR_CASES
+from cases_manifold_layers import CASES as MANIFOLD_CASES
 from cases_residual import CASES as RESIDUAL_CASES
 from cases_transformer import CASES as TRANSFORMER_CASES
 from cases_univariate import CASES as UNIVARIATE_CASES
@@ -230,5 +231,6 @@ TRANSPORTS = [
     *TRANSFORMER_CASES,
     *IMAGE_CASES,
     *LINEAR_CASES,
+    *MANIFOLD_CASES,
     *UNIVARIATE_CASES,
 ]
