@@ -3,13 +3,17 @@
 from cflow.field.condition import Condition
 from cflow.field.cost import Cost, CostSum, JacobianNorm, KineticEnergy
 from cflow.field.divergence import Analytic, Divergence, Exact, Hutchinson, Rates
+from cflow.field.equivariant import CrystalField, EquivariantField
 from cflow.field.field import AnalyticField, Field, FunctionField
+from cflow.field.flattened import FlattenedField
 from cflow.field.flow_map import FlowMap, InstantField, NetworkFlowMap, SpanTime
+from cflow.field.frame import Framed, FrameField
 from cflow.field.gated import Conditioning, GatedField, GatedLinear
 from cflow.field.guidance import AutoGuided, ClassifierFree, LogDensityGuided, null_of
 from cflow.field.image import DiTField, UNetField
 from cflow.field.mixture import GaussianMixture, MixtureField
 from cflow.field.network import MLPField
+from cflow.field.periodic import PeriodicField
 from cflow.field.prediction import (
     Ends,
     Prediction,
@@ -32,7 +36,10 @@ from cflow.field.schedule import (
     PolynomialSchedule,
     VPSchedule,
 )
+from cflow.field.surface import Surface, SurfaceField
+from cflow.field.tangent import TangentField, Tangents
 from cflow.field.time import FourierTime, SinusoidalTime, TimeEmbedding
+from cflow.field.timed import Features, TimedMLP
 from cflow.field.two_layer import TwoLayerField
 
 __all__ = [
@@ -46,13 +53,19 @@ __all__ = [
     "CosineSchedule",
     "Cost",
     "CostSum",
+    "CrystalField",
     "DiTField",
     "Divergence",
     "Ends",
+    "EquivariantField",
     "Exact",
+    "Features",
     "Field",
+    "FlattenedField",
     "FlowMap",
     "FourierTime",
+    "FrameField",
+    "Framed",
     "FunctionField",
     "FunctionSchedule",
     "GatedField",
@@ -70,6 +83,7 @@ __all__ = [
     "MixtureField",
     "NetworkFlowMap",
     "PathSchedule",
+    "PeriodicField",
     "PolynomialSchedule",
     "PredictNoise",
     "PredictScore",
@@ -81,7 +95,12 @@ __all__ = [
     "RetimedField",
     "SinusoidalTime",
     "SpanTime",
+    "Surface",
+    "SurfaceField",
+    "TangentField",
+    "Tangents",
     "TimeEmbedding",
+    "TimedMLP",
     "TwoLayerField",
     "UNetField",
     "VPSchedule",

@@ -5,16 +5,19 @@ from cflow.nets.attention import Cache, CausalNetwork, CausalTransformer
 from cflow.nets.conv import ConstantMaps, ConvNet, GatedConvNet
 from cflow.nets.dense import LipschitzDenseNet
 from cflow.nets.dit import DiT
+from cflow.nets.egnn import EGNN, Messages
 from cflow.nets.lipschitz import CLipSwish, Contraction, LipschitzConvNet, LipschitzMLP, LipSwish
 from cflow.nets.masked import MaskedMLP, adjacency_of_order, adjacency_of_passes
 from cflow.nets.mlp import MLP
 from cflow.nets.modulation import GroupNorm
 from cflow.nets.multihead import CrossAttention, SelfAttention
 from cflow.nets.one_hot import OneHot
+from cflow.nets.periodic import Embedded, PeriodicFeatures
 from cflow.nets.spectral import SpectralConv2d, SpectralLinear, induced_bound, spectral_bound
 from cflow.nets.unet import UNet
 
 __all__ = [
+    "EGNN",
     "MLP",
     "Activation",
     "CLipSwish",
@@ -26,6 +29,7 @@ __all__ = [
     "ConvNet",
     "CrossAttention",
     "DiT",
+    "Embedded",
     "GatedConvNet",
     "GroupNorm",
     "LipSwish",
@@ -33,7 +37,9 @@ __all__ = [
     "LipschitzDenseNet",
     "LipschitzMLP",
     "MaskedMLP",
+    "Messages",
     "OneHot",
+    "PeriodicFeatures",
     "SelfAttention",
     "SpectralConv2d",
     "SpectralLinear",
