@@ -115,7 +115,9 @@ class Sphere(Compact):
         return point, cos * u - sin * length * x
 
     def log_rate(self, x: Tensor, u: Tensor, y: Tensor, v: Tensor) -> Tensor:
-        """Give 1/sinc(r) (v - (v.x) x) + (v.x) g(r) u with r = |u|, g = (cos r - sinc r)/(r sinc r)^2.
+        """Return how fast u changes where y moves with velocity v.
+
+            (v - (v.x) x) / sinc r + (v.x) (cos r - sinc r) / (r sinc r)^2 u,    r = |u|
 
         It inverts the derivative of the exponential, by r along u and by sin(r) / r across it.
         """

@@ -131,24 +131,26 @@ CASES = [
         reach=0.3,
     ),
     ManifoldCase("rotations", Rotations, (3, 3)),
-    ManifoldCase("rotations by projected steps", lambda: Rotations(steps="projected"), (3, 3)),
+    ManifoldCase("rotations by exponential steps", lambda: Rotations(steps="exponential"), (3, 3)),
     ManifoldCase("quaternions", Quaternions, (4,)),
     ManifoldCase(
         "quaternions by exponential steps", lambda: Quaternions(steps="exponential"), (4,)
     ),
     ManifoldCase("rigid motions", RigidMotions, (4, 4)),
     ManifoldCase(
-        "weighted rigid motions by projected steps",
-        lambda: RigidMotions(rotation_weight=2.0, translation_weight=0.3, steps="projected"),
+        "weighted rigid motions by exponential steps",
+        lambda: RigidMotions(rotation_weight=2.0, translation_weight=0.3, steps="exponential"),
         (4, 4),
     ),
     ManifoldCase("S^2 x T^2", lambda: Product((Sphere(), 3), (Torus(), 2)), (5,)),
-    ManifoldCase("T^2 x T^1", lambda: Product((Torus(), 2), (Torus(), 1), weights=(2, 3)), (3,)),
+    ManifoldCase(
+        "T^2 x T^1", lambda: Product((Torus(), 2), (Torus(), 1), weights=(2.0, 3.0)), (3,)
+    ),
     ManifoldCase(
         "weighted S^1 x T^1 x rotations by exponential steps",
         lambda: Product(
             (Product((Sphere(), 2), (Torus(), 1), weights=(0.5, 2.0)), 3),
-            (Rotations(), (3, 3)),
+            (Rotations(steps="exponential"), (3, 3)),
             weights=(1.0, 3.0),
         ),
         (12,),
