@@ -80,9 +80,10 @@ def test_the_solvers_can_be_used_alone() -> None:
 
 
 def test_only_the_centre_sees_field_solver_and_manifold_together() -> None:
-    """The two transports along a field: by small steps, and by leaps."""
-    all_three = {"field", "ode", "manifold"}
-    found = {p.relative_to(ROOT).as_posix() for p in FILES if all_three <= imports(p)}
+    """The two transports along a field, by small steps and by leaps; recipes put parts together."""
+    all_three, below = {"field", "ode", "manifold"}, FLOORS["recipes"]
+    files = (p for p in FILES if FLOORS.get(room(p), 0) < below and all_three <= imports(p))
+    found = {p.relative_to(ROOT).as_posix() for p in files}
     assert found == {"transport/ode.py", "transport/leap.py", "__init__.py"}
 
 

@@ -1,6 +1,6 @@
 """From data and the name of a recipe to a flow of that data: sizes, levels and contexts inferred.
 
-table (n, d)         --> standardized(recipe(features=d))
+table (n, d)         --> standardized(recipe(features=d)); recipe(features=d) on a manifold
 integers (n, h, w)   --> images(recipe(features=h w), (h, w)), or recipe(shape=(h, w))
 """
 
@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 
 from cflow import recipes
+from cflow.base import ManifoldUniform
 from cflow.cli.arguments import find_recipe, parameters
 from cflow.cli.arrays import one_hot
 from cflow.errors import DomainError, ShapeError
 from cflow.flow import Flow
+from cflow.manifold import expect_on
 
 __all__ = ["Built", "build", "classes_of"]
 
@@ -74,7 +76,7 @@ def build(
         flow = recipe(**given)
         if grey:
             flow = recipes.images(flow, event, levels=_levels(x, levels))
-        elif standardize and len(event) == 1:
+        elif standardize and len(event) == 1 and not _on_manifold(flow):
             flow = recipes.standardized(flow)
     if flow.event_shape != event:
         raise ShapeError(
@@ -82,7 +84,10 @@ def build(
             f"{flow.event_shape}; leave out what says so, or give images as integers or to unet, "
             "dit or tarflow"
         )
-    return Built(flow, x if grey else x.to(torch.get_default_dtype()), context)
+    x = x if grey else x.to(torch.get_default_dtype())
+    if isinstance(flow.base, ManifoldUniform):
+        expect_on("train", "the data", flow.base.manifold, x)
+    return Built(flow, x, context)
 
 
 def classes_of(flow: Flow) -> int:
@@ -99,6 +104,11 @@ def classes_of(flow: Flow) -> int:
             return arguments["classes"]
         described = arguments["flow"]["recipe"] if "flow" in arguments else None
     return 0
+
+
+def _on_manifold(flow: Flow) -> bool:
+    """Say whether points of the flow, or parts of them, live on a manifold."""
+    return any(isinstance(law, ManifoldUniform) for law in flow.base.modules())
 
 
 def _condition(name: str, given: dict[str, Any], context: Tensor, n: int) -> Tensor:

@@ -4,6 +4,8 @@
     matching:  E |v(t, x_t) - (x1 - x0)|^2 / event size,     x1 = rest.pull(x)
     mean-flow: the same for the velocity that a flow map says of itself
 
+On a manifold paths and costs are those of its geodesics, and sources are draws of the base.
+
 The last two need one ODE, or leaps, at the base end of the flow, and nothing trained behind it.
 """
 
@@ -14,17 +16,23 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Generator, Tensor
 
-from cflow.base import Gaussian
+from cflow.base import Gaussian, ManifoldUniform
 from cflow.errors import DomainError
 from cflow.field import AnalyticField, null_of
 from cflow.flow import Flow
 from cflow.likelihood import nll
+from cflow.manifold import Euclidean, Manifold
 from cflow.matching import (
     ContextDropout,
+    Cost,
     Coupling,
+    GeodesicCost,
+    GeodesicPath,
     IndependentCoupling,
     LinearPath,
     OTCoupling,
+    Path,
+    SquaredEuclidean,
     matching,
     mean_flow,
 )
@@ -51,7 +59,10 @@ def carrier(flow: Flow) -> tuple[ODE | Leap, Chain] | None:
     """
     first, *rest = [*links(flow.transport)] or [Chain()]
     more = any(isinstance(part, ODE | Leap) for link in rest for part in link.modules())
-    if not isinstance(first, ODE | Leap) or more or not isinstance(flow.base, Gaussian):
+    if not isinstance(first, ODE | Leap) or more:
+        return None
+    flat = isinstance(first.manifold, Euclidean)
+    if not isinstance(flow.base, Gaussian if flat else ManifoldUniform):
         return None
     return first, Chain(*rest)
 
@@ -102,7 +113,15 @@ def loss_of(
         )
     if context_dropout and flow.context_shape is None:
         raise DomainError("train: context dropout hides contexts, but there is none")
-    pairs: dict[str, Coupling] = {"ot": OTCoupling(), "independent": IndependentCoupling()}
+    space = found[0].manifold
+    path: Path = LinearPath()
+    cost: Cost = SquaredEuclidean()
+    if isinstance(space, Manifold) and not isinstance(space, Euclidean):
+        path, cost = GeodesicPath(space), GeodesicCost(space)
+    pairs: dict[str, Coupling] = {
+        "ot": OTCoupling(cost=cost),
+        "independent": IndependentCoupling(),
+    }
     coupled = pairs[coupling or ("ot" if flow.context_shape is None else "independent")]
     hidden = ContextDropout(context_dropout, null_of(found[0])) if context_dropout else None
 
@@ -119,8 +138,9 @@ def loss_of(
             if isinstance(part, Leap)
             else partial(matching, part.field)
         )
-        return error(
-            LinearPath(), coupled, x1, context=context, dropout=hidden, generator=generator
-        )
+        x0 = None
+        if isinstance(path, GeodesicPath):
+            x0 = model.base.sample((len(x1),), generator=generator)
+        return error(path, coupled, x1, x0=x0, context=context, dropout=hidden, generator=generator)
 
     return velocity_error

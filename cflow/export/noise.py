@@ -2,6 +2,7 @@
 
     normal laws:   x = m + L e,                  e standard normal
     uniform laws:  x = low + (high - low) u,     u uniform in [0, 1]
+    on a sphere:   x = e / |e|;     on a torus:  x = period u
 
 Whoever runs a file needs no more than `randn` or `rand` then. Points of any other base are taken as
 they are, and have to be drawn from it.
@@ -16,9 +17,11 @@ from cflow.base import (
     DiagonalGaussian,
     FullGaussian,
     Gaussian,
+    ManifoldUniform,
     Tempered,
     Uniform,
 )
+from cflow.manifold import Sphere, Torus
 from cflow.typing import Points
 
 __all__ = ["from_noise", "noise_law", "to_noise"]
@@ -35,6 +38,10 @@ def noise_law(base: Base) -> str:
         return "Gaussian"
     if isinstance(base, Tempered) and noise_law(base.base) == "Gaussian":
         return "Gaussian"
+    if isinstance(base, ManifoldUniform) and isinstance(base.manifold, Sphere):
+        return "Gaussian"
+    if isinstance(base, ManifoldUniform) and isinstance(base.manifold, Torus):
+        return "Uniform"
     return type(base).__name__
 
 
@@ -47,6 +54,10 @@ def from_noise(base: Base, noise: Points, context: Tensor | None) -> Points:
     """
     if isinstance(base, Uniform):
         return torch.lerp(base.low.to(noise), base.high.to(noise), noise)
+    if isinstance(base, ManifoldUniform) and isinstance(base.manifold, Sphere):
+        return base.manifold.projx(noise)
+    if isinstance(base, ManifoldUniform) and isinstance(base.manifold, Torus):
+        return base.manifold.period * noise
     if isinstance(base, FullGaussian):
         return noise @ base.cholesky().mT.to(noise) + base.mean.to(noise)
     if isinstance(base, DiagonalGaussian | ClassConditional):

@@ -2,7 +2,7 @@
 
 from cflow.matching.bridge import BridgePath, BridgeProcess, bridge_error, bridge_matching
 from cflow.matching.chain import along, chain
-from cflow.matching.cost import GeodesicCost, SquaredEuclidean
+from cflow.matching.cost import Cost, GeodesicCost, SquaredEuclidean
 from cflow.matching.coupling import Coupling, IndependentCoupling, PairedCoupling, Pairs
 from cflow.matching.dropout import ContextDropout
 from cflow.matching.entropic import EntropicCoupling
@@ -49,6 +49,7 @@ __all__ = [
     "BridgeProcess",
     "ContextDropout",
     "CosineMapTimes",
+    "Cost",
     "Coupling",
     "DensityWeight",
     "EntropicCoupling",

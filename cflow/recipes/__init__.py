@@ -11,6 +11,7 @@ from cflow.recipes.glow import glow
 from cflow.recipes.images import images
 from cflow.recipes.invertible_densenet import invertible_densenet
 from cflow.recipes.maf import iaf, maf
+from cflow.recipes.manifold_cnf import rotation_cnf, sphere_cnf, torus_cnf
 from cflow.recipes.naf import naf
 from cflow.recipes.nice import nice
 from cflow.recipes.nsf import nsf
@@ -44,9 +45,12 @@ __all__ = [
     "realnvp",
     "recipe",
     "residual",
+    "rotation_cnf",
+    "sphere_cnf",
     "sphere_flow",
     "standardized",
     "tarflow",
+    "torus_cnf",
     "torus_moebius",
     "torus_nsf",
     "umnn",
