@@ -72,7 +72,8 @@ def build(
         given.setdefault("shape", event)
         flow = recipe(**given)
     else:
-        given.setdefault("features", math.prod(event))
+        if "features" in takes:
+            given.setdefault("features", math.prod(event))
         flow = recipe(**given)
         if grey:
             flow = recipes.images(flow, event, levels=_levels(x, levels))

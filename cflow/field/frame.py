@@ -101,7 +101,8 @@ class FrameField(Field):
 
     def forward(self, t: Times, x: Points, context: Tensor | None = None) -> Points:
         a = self.coefficients(t, x, context)
-        batch, event = x.shape[: t.dim()], x.shape[t.dim() :]
+        axis = x.dim() - self.manifold.ndim
+        batch, event = x.shape[:axis], x.shape[axis:]
         dim = self.manifold.dim(event)
         if a.shape != (*batch, dim):
             raise ShapeError(
@@ -115,7 +116,7 @@ class FrameField(Field):
         else:
             vectors = frame[0]
         a = torch.linalg.solve_triangular(self._lower(x, vectors).mT, a[..., None], upper=True)
-        return (a.reshape(*batch, dim, *(1,) * len(event)) * vectors).sum(t.dim())
+        return (a.reshape(*batch, dim, *(1,) * len(event)) * vectors).sum(axis)
 
     def _lower(self, x: Tensor, vectors: Tensor) -> Tensor:
         """Return the Cholesky factor of the metric in the frame, `(*batch, dim, dim)`."""

@@ -88,12 +88,17 @@ class Sphere(Compact):
         return math.log(2.0) + half * math.log(math.pi) - math.lgamma(half)
 
     def frame(self, x: Tensor) -> Frame:
-        """Return the columns but the last of the reflection that takes x to the last axis."""
+        """Return the columns but the last of the reflection that takes x to the last axis.
+
+        Below the equator, where that is minus the axis, the first is turned round, so that all
+        frames have one orientation.
+        """
         side = torch.where(x[..., -1:] < 0, -1.0, 1.0).to(x.dtype)
         w = torch.cat([x[..., :-1], x[..., -1:] + side], -1)
         one = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)[:-1]
         scale = 1 + x[..., -1:].abs()  # half the square of the length of w
         vectors = one - (w[..., :-1] / scale)[..., None] * w[..., None, :]
+        vectors = torch.cat([side[..., None] * vectors[..., :1, :], vectors[..., 1:, :]], -2)
         return vectors, vectors
 
     def log_volume_element(self, x: Tensor) -> Tensor | None:

@@ -44,3 +44,10 @@ def test_frames_hold_at_both_poles() -> None:
     vectors, _ = Sphere().frame(x)
     assert torch.allclose(vectors @ vectors.mT, torch.eye(2).expand(4, 2, 2), atol=1e-12)
     assert torch.allclose((vectors @ x[..., None]).squeeze(-1), torch.zeros(4, 2), atol=1e-12)
+
+
+def test_frames_have_one_orientation() -> None:
+    for size in (2, 3, 4):
+        x = Sphere().projx(torch.randn(50, size))
+        whole = torch.cat([Sphere().frame(x)[0], x[:, None]], 1)
+        assert torch.allclose(torch.linalg.det(whole), torch.ones(50), atol=1e-12)
