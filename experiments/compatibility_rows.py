@@ -21,7 +21,7 @@ from cflow.field import (
     NetworkFlowMap,
     SpanTime,
 )
-from cflow.manifold import Sphere
+from cflow.manifold import Rotations, Sphere
 from cflow.nets import (
     MLP,
     CausalTransformer,
@@ -187,6 +187,9 @@ RECIPES: dict[str, Callable[..., Flow]] = {
     "residual, roulette": lambda **k: recipes.residual(
         3, 2, transforms=2, hidden_features=(8,), coefficient=0.7, logdet=ROULETTE, **k
     ),
+    "rotation_cnf": lambda: recipes.rotation_cnf(2, hidden_features=(16,), solver=RK4(2)),
+    "sphere_cnf": lambda: recipes.sphere_cnf(3, 2, hidden_features=(16,), solver=RK4(2)),
+    "torus_cnf": lambda: recipes.torus_cnf(3, 2, hidden_features=(16,), solver=RK4(2)),
     "sphere_flow": lambda **k: recipes.sphere_flow(3, 2, bins=3, **WIDE, **k),
     "sphere_flow, exponential": lambda **k: recipes.sphere_flow(
         3, 2, kind="exponential", units=3, **SHORT, **k
@@ -216,8 +219,8 @@ RECIPES: dict[str, Callable[..., Flow]] = {
     ),
 }
 ALIKE = {
-    "cnf", "dit", "exact_cnf", "ffjord", "glow", "images", "nice", "realnvp", "standardized",
-    "unet",
+    "cnf", "dit", "exact_cnf", "ffjord", "glow", "images", "nice", "realnvp", "rotation_cnf",
+    "sphere_cnf", "standardized", "torus_cnf", "unet",
 }  # fmt: skip
 """Recipes with no `fast`, or whose two orientations run the same arithmetic."""
 
@@ -427,19 +430,35 @@ def vectors(*shape: int) -> Tensor:
     return Sphere().projx(torch.randn(shape))
 
 
-SIDES: dict[str, Callable[..., Tensor]] = {"Logit": torch.rand} | dict.fromkeys(
-    ("CylindricalLayer", "ExponentialMapSphere", "MoebiusSphere", "sphere_flow"), vectors
-)
+def rotations(*shape: int) -> Tensor:
+    return Rotations().uniform(shape[:-2], shape[-2:], like=torch.zeros(()))
+
+
+SIDES: dict[str, Callable[..., Tensor]] = {
+    "Logit": torch.rand,
+    "rotation_cnf": rotations,
+    "torus_cnf": torch.rand,
+    **dict.fromkeys(
+        (
+            "CylindricalLayer",
+            "ExponentialMapSphere",
+            "MoebiusSphere",
+            "sphere_cnf",
+            "sphere_flow",
+        ),
+        vectors,
+    ),
+}
 """Where the points of the base side lie, if not anywhere."""
 
 
 def _recipes() -> list[Row]:
     rows = []
     for name, build in RECIPES.items():
-        if name.split(",")[0] in ALIKE or "grey levels" in name:
-            rows.append(Row(name, "Recipes", build))
-            continue
         points = SIDES.get(name.split(",")[0], torch.randn)
+        if name.split(",")[0] in ALIKE or "grey levels" in name:
+            rows.append(Row(name, "Recipes", build, points))
+            continue
         for fast in ("density", "sample"):
             turned = lambda build=build, fast=fast: build(fast=fast)
             rows.append(Row(f'{name}, fast="{fast}"', "Recipes", turned, points))

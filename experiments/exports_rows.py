@@ -5,19 +5,25 @@ tests/test_exports_table.py asks for it.
 """
 
 from collections.abc import Callable
+from typing import cast
 
 import torch
 
 from cflow import Flow
-from cflow.base import Gaussian
+from cflow.base import Gaussian, ManifoldUniform
+from cflow.data.meshes import icosphere
 from cflow.field import (
     AutoGuided,
     ClassifierFree,
     CosineSchedule,
+    CrystalField,
     DiTField,
+    EquivariantField,
     Exact,
     Field,
+    FlattenedField,
     FourierTime,
+    FrameField,
     FunctionField,
     GatedField,
     GaussianMixture,
@@ -27,14 +33,18 @@ from cflow.field import (
     MixtureField,
     MLPField,
     NetworkFlowMap,
+    PeriodicField,
     PredictionField,
     PredictX1,
     RetimedField,
     SpanTime,
+    SurfaceField,
+    TangentField,
+    TimedMLP,
     TwoLayerField,
     UNetField,
 )
-from cflow.manifold import Euclidean
+from cflow.manifold import Compact, Euclidean, Mesh, Rotations, Sphere, Torus
 from cflow.ode import Euler
 from cflow.transport import ODE, Chain, Dequantize, Leap
 from experiments.compatibility_rows import CLASSES, Row
@@ -45,6 +55,7 @@ __all__ = ["ROWS"]
 VECTOR, IMAGE = (3,), (1, 4, 4)
 CONTEXT, LABEL, TOKENS = (2,), (), (3, 2)
 STEPS = 2
+SURFACE = Mesh(*icosphere(1), crossings=4)
 
 
 def mlp(context: int = 2) -> MLPField:
@@ -139,8 +150,38 @@ def along(field: Field, event: tuple[int, ...], context: tuple[int, ...] | None)
     return Flow(Gaussian(event), ode, context_shape=context)
 
 
+Curved = tuple[Callable[[Compact], Field], Compact, tuple[int, ...]]
+CURVED: dict[str, Curved] = {
+    "CrystalField": (lambda space: CrystalField((3, 3), layers=1), Torus(1.0, ndim=2), (3, 3)),
+    "FrameField": (
+        lambda space: FrameField(TimedMLP((3, 3), 3, hidden_features=(16, 16)), space),
+        Rotations(steps="exponential"),
+        (3, 3),
+    ),
+    "PeriodicField": (lambda space: PeriodicField(2, hidden_features=(16, 16)), Torus(), (2,)),
+    "SurfaceField": (lambda space: SurfaceField(mlp(0), cast(Mesh, space)), SURFACE, VECTOR),
+    "TangentField": (lambda space: TangentField(mlp(0), space), Sphere(), VECTOR),
+}
+CLOUDS: dict[str, Callable[[], Field]] = {
+    "EquivariantField": lambda: EquivariantField((3, 2), layers=1, hidden_features=16),
+    "FlattenedField": lambda: FlattenedField(MLPField(6, hidden_features=(16, 16)), (3, 2)),
+}
+
+
+def upon(field: Callable[[Compact], Field], space: Compact, event: tuple[int, ...]) -> Flow:
+    """Return the flow of a field on a manifold, from the uniform law."""
+    return Flow(ManifoldUniform(space, event), ODE(field(space), Euler(STEPS), manifold=space))
+
+
 def leap() -> Flow:
     return Flow(Gaussian(VECTOR), Leap(flow_map(), Euler(STEPS)), context_shape=CONTEXT)
+
+
+def leap_on_sphere() -> Flow:
+    time = SpanTime(FourierTime(2), FourierTime(2))
+    net = MLPField(3, hidden_features=(16, 16), time=time)
+    flow_map = NetworkFlowMap(TangentField(net, Sphere()))
+    return Flow(ManifoldUniform(Sphere(), VECTOR), Leap(flow_map, Euler(STEPS), manifold=Sphere()))
 
 
 def exportable(flow: Flow) -> Flow:
@@ -156,7 +197,18 @@ def _fields() -> list[Row]:
         Row(name, "Fields", lambda built=built: along(built[0](), *built[1:]))
         for name, built in FIELDS.items()
     ]
-    return [*rows, Row("NetworkFlowMap, vectors", "Fields", leap)]
+    curved = [
+        Row(name, "Fields", lambda built=built: upon(*built)) for name, built in CURVED.items()
+    ]
+    clouds = [
+        Row(name, "Fields", lambda build=build: along(build(), (3, 2), None))
+        for name, build in CLOUDS.items()
+    ]
+    leaps = [
+        Row("NetworkFlowMap, vectors", "Fields", leap),
+        Row("NetworkFlowMap, on the sphere", "Fields", leap_on_sphere),
+    ]
+    return [*rows, *curved, *clouds, *leaps]
 
 
 ROWS: tuple[Row, ...] = (*(row for row in EVERYTHING if row.section == "Recipes"), *_fields())
