@@ -80,6 +80,8 @@ def to_noise(base: Base, x: Points, context: Tensor | None) -> Points:
     if isinstance(base, Uniform):
         low = base.low.to(x)
         return (x - low) / (base.high.to(x) - low)
+    if isinstance(base, ManifoldUniform) and isinstance(base.manifold, Torus):
+        return x / base.manifold.period
     if isinstance(base, FullGaussian):
         factor = base.cholesky().to(x)
         one = torch.eye(len(factor), dtype=x.dtype, device=x.device)
