@@ -32,6 +32,15 @@ def test_the_twenty_lines_run(capsys) -> None:
     assert out.count("exact torch.Size([5, 2])") == 2
 
 
+@pytest.mark.unchecked
+def test_the_example_on_manifolds_runs(capsys) -> None:
+    torch.set_default_dtype(torch.float32)
+    text = (README.parent / "docs" / "manifolds.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    exec(re.sub(r"steps=\d+", "steps=3", code), {})
+    assert "tensor" in capsys.readouterr().out
+
+
 def test_the_map_names_every_room() -> None:
     text = README.read_text()
     rooms = {p.name for p in (README.parent / "cflow").iterdir() if p.suffix == ".py" or p.is_dir()}
