@@ -2,7 +2,7 @@
 
     python -m experiments.earth                              # all sets, an hour on two cores
     python -m experiments.earth --csv whales.csv             # your own latitudes and longitudes
-    python -m experiments.earth --sets volcano --seeds 0     # one split of one set
+    python -m experiments.earth --sets volcano --seeds 5     # one split of one set
     python -m experiments.earth --smoke                      # the same road in seconds
 
 Two protocols. Random rows, the published one, splits each set at random, and many places stand in
@@ -17,6 +17,7 @@ Everything lands in runs/earth/: report.json, table.md, a flow and a map of the 
 """
 
 import math
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -30,13 +31,14 @@ from torch import Tensor
 from cflow import Flow, plots
 from cflow.data import earth, random_split
 from cflow.data.grouped import blocks
+from cflow.errors import CflowError
 from cflow.field import Field, MLPField, TangentField
 from cflow.manifold import Sphere
 from experiments.densities.fit import Budget, Shapes
 from experiments.densities.kernel_density import SPHERE
 from experiments.densities.study import SMOKE, Kind, Problem, expect_rows, study
 
-SPLITS = {"volcano": 5, "earthquake": 2, "fire": 2}
+SEEDS = (5, 6, 7, 8, 9)  # of the splits; all settings were chosen on those of seeds 0 to 4
 PUBLISHED = {  # Riemannian flow matching, Chen and Lipman (2024), arXiv 2302.03660, random rows
     "volcano": "-7.93 +- 1.67",
     "earthquake": "-0.28 +- 0.08",
@@ -54,10 +56,10 @@ class Settings:
     """Everything that can be set from the command line."""
 
     out: Path = Path("runs/earth")
-    sets: tuple[str, ...] = tuple(SPLITS)
+    sets: tuple[str, ...] = tuple(PUBLISHED)
     csv: Path | None = None  # a table of latitudes and longitudes, in place of the sets
     kinds: tuple[Kind, ...] = ("counted", "random rows")
-    seeds: tuple[int, ...] | None = None  # of the splits; five for volcano, two for the others
+    seeds: tuple[int, ...] = SEEDS
     hidden: tuple[int, ...] = (128, 128, 128, 128)
     budget: Budget = field(default_factory=Budget)
     workers: int = 2  # splits that are fitted at a time, each in one thread
@@ -87,7 +89,7 @@ def problems(settings: Settings) -> Iterator[Problem]:
         expect_rows("earth", name, len(degrees))
         if settings.smoke:
             degrees = degrees[:: max(1, len(degrees) // 300)]
-        seeds = (0,) if settings.smoke else settings.seeds or range(SPLITS.get(name, 1))
+        seeds = settings.seeds[:1] if settings.smoke else settings.seeds
         for kind in settings.kinds:
             for seed in seeds:
                 yield problem(name, kind, seed, degrees, settings)
@@ -101,9 +103,9 @@ def problem(name: str, kind: Kind, seed: int, degrees: Tensor, settings: Setting
     else:
         parts = random_split(earth.to_sphere(degrees), seed=seed)
     hidden = (8,) if settings.smoke else settings.hidden
-    return Problem(
-        name, kind, seed, parts, groups, Sphere(), partial(tangent, hidden), SHAPES, SPHERE
-    )
+    first = seed == settings.seeds[0]
+    new = partial(tangent, hidden)
+    return Problem(name, kind, seed, parts, groups, Sphere(), new, SHAPES, SPHERE, first)
 
 
 def tangent(hidden: tuple[int, ...]) -> Field:
@@ -123,4 +125,7 @@ def picture(path: Path, problem: Problem, flow: Flow, *, size: int) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Settings, description=__doc__))
+    try:
+        main(tyro.cli(Settings, description=__doc__))
+    except CflowError as error:
+        sys.exit(f"error: {error}")

@@ -19,6 +19,7 @@ plots.
 
 import json
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
@@ -33,6 +34,7 @@ from torch import Generator, Tensor, nn
 from cflow import Flow, nll, plots, recipes
 from cflow.base import ManifoldUniform
 from cflow.data import ramachandran, random_split, torsion
+from cflow.errors import CflowError
 from cflow.field import Field, PeriodicField
 from cflow.manifold import Torus
 from cflow.matching import GeodesicCost, GeodesicPath, OTCoupling, matching
@@ -62,7 +64,7 @@ class Settings:
     parts: tuple[Literal["rna", "ramachandran"], ...] = ("rna", "ramachandran")
     table: Path | None = None  # a table of angles in degrees, in place of both
     kinds: tuple[Kind, ...] = ("counted", "random rows")
-    seeds: tuple[int, ...] = (0, 1)  # of the splits
+    seeds: tuple[int, ...] = (5, 6)  # of the splits; settings were chosen on those of 0 and 1
     hidden: tuple[int, ...] = (256, 256, 256, 256)
     frequencies: int = 3  # waves of each angle that the field sees
     budget: Budget = field(default_factory=Budget)
@@ -76,7 +78,7 @@ class Settings:
 def main(settings: Settings) -> dict[str, Any]:
     if settings.smoke:
         settings = replace(
-            settings, hidden=(8,), budget=SMOKE, seeds=(0,), workers=1, steps=6, tested=50,
+            settings, hidden=(8,), budget=SMOKE, seeds=(5,), workers=1, steps=6, tested=50,
             classes=CLASSES[1:2],
         )  # fmt: skip
     report: dict[str, Any] = {}
@@ -112,7 +114,8 @@ def problems(settings: Settings) -> Iterator[Problem]:
             if settings.smoke:
                 parts = type(parts)(*(part[:100] for part in parts))
             new = partial(periodic, angles.shape[1], settings.hidden, settings.frequencies)
-            yield Problem(name, kind, seed, parts, None, Torus(), new, SHAPES, TORUS)
+            first = seed == settings.seeds[0]
+            yield Problem(name, kind, seed, parts, None, Torus(), new, SHAPES, TORUS, first)
 
 
 def periodic(features: int, hidden: tuple[int, ...], frequencies: int) -> Field:
@@ -217,4 +220,7 @@ def _trained(flow: Flow, loss: Callable[..., Tensor], settings: Settings, batch:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Settings, description=__doc__))
+    try:
+        main(tyro.cli(Settings, description=__doc__))
+    except CflowError as error:
+        sys.exit(f"error: {error}")

@@ -12,12 +12,11 @@ import torch
 from torch import Tensor
 
 from cflow import recipes
-from cflow.base import ManifoldUniform
 from cflow.cli.arguments import find_recipe, parameters
 from cflow.cli.arrays import one_hot
+from cflow.cli.points import brought, on_manifold
 from cflow.errors import DomainError, ShapeError
 from cflow.flow import Flow
-from cflow.manifold import expect_on
 
 __all__ = ["Built", "build", "classes_of"]
 
@@ -40,6 +39,7 @@ def build(
     *,
     levels: int | None = None,
     standardize: bool = True,
+    project: bool = False,
 ) -> Built:
     """Build the flow of a recipe for some data; what is given as an argument is not inferred.
 
@@ -53,9 +53,11 @@ def build(
         context: Conditions `(n, *context)`; one whole number each is a class label.
         levels: Number of grey levels; by default what the data needs, 256 from 128 on.
         standardize: Let tables be standardised by the flow itself.
+        project: Bring points to the manifold of the flow.
 
     Raises:
-        DomainError: The recipe is unknown or does not go with the data, or takes no context.
+        DomainError: The recipe is unknown or does not go with the data, or takes no context; or
+            points lie off the manifold.
         ShapeError: There are not as many conditions as points.
     """
     recipe, given, event = find_recipe(name), dict(arguments), tuple(x.shape[1:])
@@ -77,7 +79,7 @@ def build(
         flow = recipe(**given)
         if grey:
             flow = recipes.images(flow, event, levels=_levels(x, levels))
-        elif standardize and len(event) == 1 and not _on_manifold(flow):
+        elif standardize and len(event) == 1 and not on_manifold(flow):
             flow = recipes.standardized(flow)
     if flow.event_shape != event:
         raise ShapeError(
@@ -86,9 +88,7 @@ def build(
             "dit or tarflow"
         )
     x = x if grey else x.to(torch.get_default_dtype())
-    if isinstance(flow.base, ManifoldUniform):
-        expect_on("train", "the data", flow.base.manifold, x)
-    return Built(flow, x, context)
+    return Built(flow, brought("train", flow, x, project=project), context)
 
 
 def classes_of(flow: Flow) -> int:
@@ -105,11 +105,6 @@ def classes_of(flow: Flow) -> int:
             return arguments["classes"]
         described = arguments["flow"]["recipe"] if "flow" in arguments else None
     return 0
-
-
-def _on_manifold(flow: Flow) -> bool:
-    """Say whether points of the flow, or parts of them, live on a manifold."""
-    return any(isinstance(law, ManifoldUniform) for law in flow.base.modules())
 
 
 def _condition(name: str, given: dict[str, Any], context: Tensor, n: int) -> Tensor:

@@ -16,6 +16,7 @@ from cflow.cli.command import Command
 from cflow.cli.exported import opened
 from cflow.cli.files import expect_writable, flow_of
 from cflow.cli.noise import in_batches
+from cflow.cli.points import brought
 from cflow.errors import DomainError, ShapeError, expect_finite, expect_positive
 from cflow.flow import Flow
 from cflow.metrics import bits_per_dim
@@ -40,6 +41,7 @@ class LogProb(Command):
         out: A .npy file for the values of all points.
         context: Conditions: a file with one for each point, or one for all, such as 3 or (0.5,1).
         seed: Decides the noise of estimates and bounds.
+        project: Bring points to the manifold of the flow, where they lie off it.
         batch: Points that are evaluated together.
         device: Where a flow computes: cpu, cuda.
     """
@@ -51,6 +53,7 @@ class LogProb(Command):
     out: Annotated[Path | None, arg(aliases=["-o"])] = None
     context: str | None = None
     seed: int = 0
+    project: bool = False
     batch: int = 1024
     device: str = "cpu"
 
@@ -78,6 +81,7 @@ class LogProb(Command):
         device = device_of(self.device)
         flow = flow.to(device)
         x = _as_points("this flow", x, flow.event_shape, whole=flow.likelihood == "bound")
+        x = brought("log-prob", flow, x, project=self.project)
         context = self._context(len(x), flow.context_shape, classes_of(flow))
         values = log_probs(
             flow,

@@ -57,6 +57,7 @@ class Train(Command):
         clip: Largest norm of a gradient.
         levels: Number of grey levels of integers; inferred for images.
         standardize: Standardise tables by a layer of the flow.
+        project: Bring points to the manifold of the flow, where they lie off it.
         seed: Decides weights, batches and noise.
         device: Where to train: cpu, cuda.
         wandb: Record an offline wandb run in OUT as well.
@@ -83,6 +84,7 @@ class Train(Command):
     clip: float = 5.0
     levels: int | None = None
     standardize: bool = True
+    project: bool = False
     seed: int = 0
     device: str = "cpu"
     wandb: bool = False
@@ -137,6 +139,7 @@ class Train(Command):
             context,
             levels=self.levels,
             standardize=self.standardize,
+            project=self.project,
         )
 
     def _settings(self, built: Built, loss: Loss) -> dict[str, Any]:

@@ -41,6 +41,7 @@ class Problem:
         field: Makes a field; picklable, like all that follow.
         shapes: Of the windows.
         kernel: Of the kernel density.
+        first: Whether its flow is kept and drawn.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Problem:
     field: Callable[[], Field]
     shapes: Shapes
     kernel: Kernel
+    first: bool
 
 
 Picture: TypeAlias = Callable[[Path, Problem, Flow], None]
@@ -111,10 +113,10 @@ def _fitted(problem: Problem, budget: Budget, out: Path, picture: Picture) -> di
     space, shapes = problem.space, problem.shapes
     train, validation, test = (part.float() for part in problem.parts)
     law = windows(space, train, validation, shapes, groups=problem.groups, seed=problem.seed)
-    mine = ours(space, problem.field(), law, shapes, validation, budget)
+    mine = ours(space, problem.field(), law, shapes, budget)
     bare = plain(space, problem.field(), train, validation, budget)
     kernels = kernel_density.measure(problem.kernel, problem.parts)
-    if problem.seed == 0:
+    if problem.first:
         name = f"{problem.name}_{problem.kind.replace(' ', '_')}"
         mine.flow.save(out / f"{name}.safetensors")
         picture(out / f"{name}.png", problem, mine.flow)
@@ -130,6 +132,5 @@ def _fitted(problem: Problem, budget: Budget, out: Path, picture: Picture) -> di
             "windows": test_nll(law.log_prob, test),
             **{words: value for words, (value, _) in kernels.items() if words != "one width"},
         },
-        "validation": {"ours": mine.validation, "plain": bare.validation},
         "seconds": {"ours": mine.seconds, "plain": bare.seconds},
     }
