@@ -1,0 +1,87 @@
+"""The studies on sphere and torus run in their smoke mode, and take a table of one's own."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from cflow.data import earth, find, ramachandran, torsion
+
+pytestmark = pytest.mark.unchecked
+MODELS = {"ours", "plain", "one width", "windows", "mixed widths"}
+
+
+@pytest.fixture(autouse=True)
+def float32() -> None:
+    torch.set_default_dtype(torch.float32)
+
+
+def test_earth(tmp_path: Path) -> None:
+    from experiments.earth import Settings, main
+
+    if any(find(file) is None for file in earth.FILES.values()):
+        pytest.skip("the events are not on disk; name a folder with them in CFLOW_DATA")
+    report = main(Settings(out=tmp_path, smoke=True))
+    rows = report["results"]
+    assert {(row["set"], row["split"]) for row in rows} == {
+        (name, kind) for name in earth.FILES for kind in ("counted", "random rows")
+    }
+    assert all(row["nll"].keys() == MODELS for row in rows)
+    table = (tmp_path / "table.md").read_text()
+    assert "-7.93 +- 1.67" in table
+    assert (tmp_path / "fire_counted.png").stat().st_size > 5000
+    assert (tmp_path / "fire_counted.safetensors").is_file()
+
+
+def test_torsion(tmp_path: Path) -> None:
+    from experiments.torsion import Settings, main
+
+    known = (ramachandran.FILES["proline"], ramachandran.PACKED["proline"])
+    if find(torsion.RNA) is None or all(find(file) is None for file in known):
+        pytest.skip("the angles are not on disk; name a folder with them in CFLOW_DATA")
+    report = main(Settings(out=tmp_path, smoke=True))
+    assert [row["split"] for row in report["results"]] == ["counted", "random rows"]
+    assert all(row["kl"] > 0 for row in report["ramachandran"])
+    assert (tmp_path / "proline.png").stat().st_size > 5000
+
+
+def run(*words: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_a_table_of_events_of_ones_own(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    places = torch.rand(300, 2, generator=generator) * torch.tensor([120.0, 300.0]) - 60
+    lines = [f"{lat:.2f},{lon:.2f}" for lat, lon in places.tolist()]
+    (tmp_path / "whales.csv").write_text("lat,lon\n" + "\n".join(lines))
+    out = tmp_path / "out"
+    done = run("experiments.earth", "--csv", tmp_path / "whales.csv", "--smoke", "--out", out)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "whales" in (out / "table.md").read_text()
+
+
+def test_a_bad_table_is_one_clear_sentence(tmp_path: Path) -> None:
+    (tmp_path / "bad.csv").write_text("48.2,16.4\n148.2,16.4\n")
+    done = run("experiments.earth", "--csv", tmp_path / "bad.csv", "--smoke", "--out", tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert "148.2" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_benchmark_on_manifolds(tmp_path: Path) -> None:
+    from experiments.benchmarks.riemannian import FIGURES, main
+    from experiments.benchmarks.settings import Settings
+
+    threads = torch.get_num_threads()
+    try:
+        report = main(Settings(out=tmp_path, smoke=True))
+    finally:
+        torch.set_num_threads(threads)
+    assert report["figures"].keys() == FIGURES.keys()
+    for row in report["figures"]["defects"]:  # times mean nothing here, but these hold at any size
+        assert row["reached"], row
+        assert row["peers"]["flow_matching"] > 0.1
