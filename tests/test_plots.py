@@ -49,3 +49,21 @@ def test_pictures_of_manifolds(tmp_path: Path) -> None:
         plots.globe(tmp_path / "d.png", sphere, {"flat": torch.rand(5, 2)})
     with pytest.raises(ShapeError, match="one value for each of the 80 faces"):
         plots.surface(tmp_path / "d.png", vertices, faces, {"z": vertices[:, 2]})
+
+
+def test_points_behind_a_surface_are_out_of_sight() -> None:
+    """A sphere that a ball of a quarter of its radius hides in part, from an eye up the axis."""
+    from cflow.data import meshes
+    from cflow.plots.manifolds import _in_sight
+
+    vertices, faces = meshes.icosphere(3)
+    centre = torch.tensor([0.3, 0.2, 2.0])
+    both = torch.cat([vertices[faces], 0.25 * vertices[faces] + centre])
+    a, b, c = both.unbind(1)
+    facing = torch.linalg.cross(b - a, c - a)[:, 2] > 1e-6
+    x = vertices[faces].mean(1)
+    across = torch.linalg.vector_norm(x[:, :2] - centre[:2], dim=1)
+    clear = (x[:, 2].abs() > 0.2) & ((across - 0.25).abs() > 0.02)  # away from both outlines
+    seen = _in_sight(x, both[facing])
+    assert 500 < seen.sum() < 640
+    assert torch.equal(seen[clear], ((x[:, 2] > 0) & (across > 0.25))[clear])

@@ -18,7 +18,14 @@ class Field(nn.Module, ABC):
 
     Authors write `forward`; callers broadcast, so `t` always comes as `(*batch,)` in the dtype of
     x, in training and in solving alike, and the velocity has the shape of x.
+
+    Attributes:
+        conserves: Whether as much flows into an edge of a surface as out of it on the other side,
+            as `SurfaceField` sees to. Likelihoods on meshes ask for it; set it on a field of your
+            own that keeps its mass.
     """
+
+    conserves: bool = False
 
     @abstractmethod
     def forward(self, t: Times, x: Points, context: Tensor | None = None) -> Points:

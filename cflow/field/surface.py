@@ -45,6 +45,8 @@ class SurfaceField(Field):
         True
     """
 
+    conserves = True
+
     def __init__(
         self, field: Callable[[Tensor, Tensor, Tensor | None], Tensor], surface: Surface
     ) -> None:

@@ -82,6 +82,7 @@ class Mesh(Compact):
     """
 
     ndim = 1
+    creased = True
 
     def __init__(
         self,

@@ -107,11 +107,10 @@ class PremetricPath(ManifoldPath):
                 left = 1 - self._schedule(last + (t - last) * (k / between)).alpha
                 x = space.projx(space.expmap(x, self._over(dist - left * whole, x) * down))
                 dist, down = self._down(x, x1)
-            c, last = self._schedule(t), t
-            # the distance that is left over k(t) is the whole way, also where both are zero
-            speed = c.d_alpha * torch.where(c.alpha < 1, dist / (1 - c.alpha), whole)
             points.append(x)
-            velocities.append(self._over(speed, x) * down)
+            # d / k is the whole way; the quotient itself would blow up errors of steps near the end
+            velocities.append(self._over(self._schedule(t).d_alpha * whole, x) * down)
+            last = t
         return torch.stack(points), torch.stack(velocities)
 
     @property

@@ -125,6 +125,7 @@ def surface(
     points: Mapping[str, Tensor] | None = None,
     up: int = 1,
     turn: float = 60.0,
+    common: bool = False,
 ) -> None:
     """Draw a closed mesh, seen from one side, each face in the colour of a value.
 
@@ -133,9 +134,10 @@ def surface(
         vertices: Corners, `(vertices, 3)`.
         faces: Numbers of the corners of each face, `(faces, 3)`.
         panels: One value for each face, `(faces,)`, by title, each panel on its own scale.
-        points: Points `(n, 3)` on the mesh by title, one panel each; those seen are drawn.
+        points: Points `(n, 3)` on the mesh by title, one panel each; those in sight are drawn.
         up: Axis that points up: 0, 1 or 2.
         turn: Degrees by which the mesh is turned about that axis.
+        common: Put all panels on the scale of the first, whose ends stand for what lies beyond.
 
     Raises:
         ShapeError: A panel has not one value for each face.
@@ -154,7 +156,7 @@ def surface(
     side, other = triangles[:, 1] - triangles[:, 0], triangles[:, 2] - triangles[:, 0]
     normal = torch.linalg.cross(side, other)
     normal = normal / normal.norm(dim=-1, keepdim=True).clamp_min(1e-12)
-    facing = normal[:, 2] > 0
+    facing = normal[:, 2] > 1e-6
     order = torch.nonzero(facing).flatten()
     order = order[triangles[order, :, 2].mean(1).argsort()]  # far ones first
     light = (0.45 + 0.55 * normal[order, 2].clamp_min(0)).numpy()[:, None]
@@ -171,16 +173,17 @@ def surface(
         )
         axes.add_collection(polygons)  # type: ignore[attr-defined]
 
-    for (title, values), axes in zip(panels.items(), row, strict=False):
-        low, high = float(values.min()), float(values.max())
+    low, high = 0.0, 0.0
+    for k, ((title, values), axes) in enumerate(zip(panels.items(), row, strict=False)):
+        if k == 0 or not common:
+            low, high = float(values.min()), float(values.max())
         share = ((values - low) / max(high - low, 1e-12))[order.to(values.device)].cpu().numpy()
         draw(axes, colormaps["viridis"](share))
         axes.set_title(title, fontsize=10)
     for (title, x), axes in zip(points.items(), row[len(panels) :], strict=True):
         draw(axes, np.tile([0.85, 0.85, 0.85, 1.0], (len(order), 1)))
         at = _seen(x.detach().cpu().double(), up, turn)
-        face = torch.cdist(at, triangles.mean(1)).argmin(1)
-        at = at[facing[face]]
+        at = at[_in_sight(at, triangles[facing])]
         axes.scatter(at[:, 0], at[:, 1], s=1.5, lw=0, color=COLOURS[1], zorder=3)
         axes.set_title(title, fontsize=10)
     low, high = corners[:, :2].amin(0), corners[:, :2].amax(0)
@@ -207,3 +210,23 @@ def _seen(x: Tensor, up: int, turn: float) -> Tensor:
     sign = 1.0 if up == 1 else -1.0
     right, eye = x[:, a], sign * x[:, b]
     return torch.stack([c * right - s * eye, x[:, up], s * right + c * eye], -1)
+
+
+def _in_sight(x: Tensor, triangles: Tensor) -> Tensor:
+    """Say which points no triangle hides from an eye far up the third axis.
+
+    Args:
+        x: Points `(n, 3)`.
+        triangles: Corners `(m, 3, 3)`, none of them seen from the side.
+    """
+    margin = 1e-3 * (triangles.amax((0, 1)) - triangles.amin((0, 1))).max()
+    corners = torch.cat([triangles[..., :2], torch.ones_like(triangles[..., :1])], -1)
+    weights = torch.linalg.inv(corners)  # rows (x, y, 1) to barycentric coordinates
+    depth = (weights @ triangles[..., 2:]).squeeze(-1)
+    seen = []
+    for part in x.split(500):
+        flat = torch.cat([part[:, :2], torch.ones_like(part[:, :1])], -1)
+        over = flat @ depth.mT > (part[:, 2] + margin)[:, None]
+        inside = (torch.einsum("ni,mij->nmj", flat, weights) >= 0).all(-1)
+        seen.append(~(over & inside).any(1))
+    return torch.cat(seen)

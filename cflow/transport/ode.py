@@ -53,7 +53,8 @@ class ODE(Transport):
 
     Raises:
         DomainError: `steer` lies outside [0, 1); when points are pushed or pulled that lie off the
-            manifold, by more than 1e-4 in its units.
+            manifold, by more than 1e-4 in its units; when a likelihood is asked of a manifold that
+            does not say its volume, or on a mesh of a field that does not conserve mass.
         ShapeError: When a `Flow` is built whose points have another number of axes than the
             manifold's.
 
@@ -282,10 +283,18 @@ class ODE(Transport):
         return self.steer * (2 * uniform - 1)
 
     def _check_divergence(self) -> None:
-        if self._framed() is None:
+        own = self._framed()
+        if own is None:
             raise DomainError(
                 f"ODE: {type(self.manifold).__name__} does not say its volume and divergence, so "
                 "it can sample and train but has no likelihood; use one of cflow.manifold"
+            )
+        parts = self.field.modules() if own.creased else ()
+        if own.creased and not any(isinstance(part, Field) and part.conserves for part in parts):
+            raise DomainError(
+                f"ODE: a field that is merely projected to {own} makes or loses mass at its edges, "
+                "so it can sample but has no likelihood; train and solve SurfaceField(field, mesh) "
+                "instead, or set conserves = True on a field that keeps its mass by itself"
             )
 
 

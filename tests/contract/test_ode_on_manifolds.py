@@ -6,7 +6,7 @@ from manifolds import CASES, ManifoldCase
 from torch import Tensor
 from torch.func import jacrev
 
-from cflow.field import FlowMap, FourierTime, FunctionField, MLPField, SpanTime
+from cflow.field import FlowMap, FourierTime, FunctionField, MLPField, SpanTime, SurfaceField
 from cflow.manifold import Manifold
 from cflow.nets import MLP
 from cflow.ode import RK4, Dopri5, Euler, Heun, Midpoint, Solver
@@ -107,7 +107,7 @@ def test_gradients_reach_the_field(case: ManifoldCase) -> None:
     flat = FunctionField(
         lambda t, x, c: case.reach * field(t, x.flatten(-space.ndim), c).reshape(x.shape)
     )
-    ode = ODE(flat, RK4(2), manifold=space)
+    ode = ODE(SurfaceField(flat, space) if space.creased else flat, RK4(2), manifold=space)
     state = ode.pull(tracked(x, event_dim=space.ndim))
     assert state.ladj is not None
     (state.ladj.sum() + state.x.square().sum()).backward()

@@ -9,8 +9,9 @@ from torch import Generator, Tensor
 from cflow import Flow, tracked
 from cflow.base import Base
 from cflow.data import meshes
-from cflow.field import Exact, FunctionField, SurfaceField
-from cflow.manifold import Mesh
+from cflow.errors import DomainError
+from cflow.field import Exact, FunctionField, SurfaceField, TangentField
+from cflow.manifold import Mesh, Product, Torus
 from cflow.nets import MLP
 from cflow.ode import RK4, Dopri5
 from cflow.state import State
@@ -275,3 +276,25 @@ def test_projected_steps_agree() -> None:
         with torch.no_grad():
             ends.append(ode.push(State(x)).x)
     assert torch.linalg.vector_norm(ends[0] - ends[1], dim=-1).median() < 2e-3
+
+
+def test_a_likelihood_asks_for_a_field_that_conserves_mass() -> None:
+    mesh = sphere(1)
+    x = mesh.uniform((5,), (3,), like=torch.zeros(()))
+    log_prob = lambda field: Flow(Uniform(mesh), ODE(field, RK4(2), manifold=mesh)).log_prob(x)
+    for plain in (ambient(), TangentField(ambient(), mesh)):
+        assert ODE(plain, RK4(2), manifold=mesh).push(State(x)).x.isfinite().all()
+        with pytest.raises(DomainError, match=r"merely projected to Mesh.*SurfaceField"):
+            log_prob(plain)
+    kept = SurfaceField(ambient(), mesh)
+    slowed = FunctionField(lambda t, x, context: 0.5 * kept(t, x, context))
+    slowed.kept = kept  # a part of it, as of the fields that wrap another
+    assert log_prob(slowed).isfinite().all()
+    own = FunctionField(lambda t, x, context: mesh.conserve(x, torch.cos(x)))
+    own.conserves = True
+    assert log_prob(own).isfinite().all()
+    both = Product((mesh, 3), (Torus(), 1))
+    ode = ODE(TangentField(FunctionField(lambda t, x, context: x), both), manifold=both)
+    point = tracked(torch.cat([x, torch.ones(5, 1)], -1), event_dim=1)
+    with pytest.raises(DomainError, match="makes or loses mass"):
+        ode.push(point)
