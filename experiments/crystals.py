@@ -1,6 +1,6 @@
 """Where the atoms of a perovskite sit, given its elements and the size of its cell: a flow on tori.
 
-    python -m experiments.crystals            # about ten minutes on one busy core
+    python -m experiments.crystals            # about eight minutes on one core
     python -m experiments.crystals --smoke    # the same road in seconds
 
 perov_5 has five atoms in a cubic cell; their fractional coordinates are a point of a torus in 15

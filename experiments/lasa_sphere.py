@@ -1,6 +1,6 @@
 """Handwritten motions on the sphere: where the hand is at which phase, with likelihoods.
 
-    python -m experiments.lasa_sphere            # about ten minutes on one busy core
+    python -m experiments.lasa_sphere            # about six minutes on one core
     python -m experiments.lasa_sphere --smoke    # the same road in seconds
 
 Motions of the LASA set are wrapped on the sphere S^2: their plane is the tangent plane at the north

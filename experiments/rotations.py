@@ -1,6 +1,6 @@
 """Flows on the rotations of space, SO(3), for a law whose density is known.
 
-    python -m experiments.rotations            # about ten minutes on one busy core
+    python -m experiments.rotations            # about ten minutes on one core
     python -m experiments.rotations --smoke    # the same road in seconds
 
 The law mixes four wrapped normals of several widths, two of them wide about some axes and narrow
@@ -15,7 +15,8 @@ fitted to fresh draws, so that nothing can be overfitted:
 The figure is the divergence E[log p - log q] over new draws with its standard error, in nats: zero
 is perfect, wanted is below 0.05. Beside it stand Haar's law and one wrapped normal, fitted. Also
 reported: by how much log q(-q) differs from log q(q) for quaternions ("sign"), how far drawn points
-are off the manifold ("off"), and what a solve at a tolerance of 1e-6 changes in log q ("solver").
+are off the manifold ("off"), and the mean change of log q by a solve at a tolerance of 1e-6
+("solver").
 
 Everything lands in runs/rotations/: report.json, table.md, rotations.png, weights, an offline wandb
 run. In the picture a rotation is a dot: its place on the map is where the first axis goes, and its
@@ -225,7 +226,7 @@ def checks(name: str, flow: Flow, x: Tensor, settings: Settings) -> dict[str, fl
     some = given(name, x[: settings.checked])
     ode, log_q = ode_of(flow), flow.log_prob(some)
     exact = Flow(flow.base, ODE(ode.field, Dopri5(1e-6, 1e-6), manifold=ode.manifold))
-    found = {"solver": (exact.log_prob(some) - log_q).abs().max().item()}
+    found = {"solver": (exact.log_prob(some) - log_q).abs().mean().item()}
     if name == "quaternions":
         found["sign"] = (flow.log_prob(-some) - log_q).abs().max().item()
     drawn = flow.sample((settings.checked,), generator=Generator().manual_seed(3))
