@@ -208,8 +208,9 @@ class ParzenWindows(Base):
     def _chunk(self, x: Tensor, hidden: Tensor | None) -> Tensor:
         centres = self.centres.to(torch.promote_types(x.dtype, self.centres.dtype))
         x = x.to(centres)
-        u = self.manifold.logmap(*torch.broadcast_tensors(centres, x[:, None]))
+        u, far = _logs(self.manifold, centres, x[:, None])
         shrunk = self.manifold.log_det_exp(centres, u)
+        hidden_or_far = far if hidden is None else hidden | far
         frame = self.manifold.frame(centres)
         u = u.flatten(2)
         if frame is not None:
@@ -224,9 +225,7 @@ class ParzenWindows(Base):
             scale = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1) + self.dim / 2 * math.log(
                 2 * math.pi
             )
-            kernel = -0.5 * z.mT - scale - shrunk
-            if hidden is not None:
-                kernel = kernel.masked_fill(hidden, -torch.inf)
+            kernel = (-0.5 * z.mT - scale - shrunk).masked_fill(hidden_or_far, -torch.inf)
             found.append(torch.logsumexp(kernel, -1) - count.log())
         return torch.stack(found, -1)
 
@@ -254,8 +253,8 @@ def _moments(manifold: Manifold, centres: Tensor, dim: int, radii: Sequence[floa
     found: list[list[Tensor]] = [[] for _ in radii]
     for rows in _rows(len(centres), max(1, AT_ONCE // len(centres))):
         here = centres[rows, None]
-        u = manifold.logmap(*torch.broadcast_tensors(here, centres))
-        square = manifold.inner(here, u, u)
+        u, far = _logs(manifold, here, centres)
+        square = manifold.inner(here, u, u).masked_fill(far, torch.inf)
         frame = manifold.frame(centres[rows])
         u = u.flatten(2)
         u = u if frame is None else torch.einsum("mnd,mkd->mnk", u, frame[1].flatten(2))
@@ -263,6 +262,17 @@ def _moments(manifold: Manifold, centres: Tensor, dim: int, radii: Sequence[floa
             share = torch.softmax(-square / (2 * r * r), -1)
             found[k].append(torch.einsum("mn,mnk,mnl->mkl", share, u, u))
     return [torch.cat(parts).reshape(-1, dim, dim) for parts in found]
+
+
+def _logs(manifold: Manifold, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Return logarithms of all pairs, and which are on the cut locus, too far to count.
+
+    Coordinates that are rounded to a lattice make antipodes exact, which have no logarithm.
+    """
+    x, y = torch.broadcast_tensors(x, y)
+    far = manifold.cut_locus(x, y)
+    mask = far.reshape(far.shape + (1,) * manifold.ndim)
+    return manifold.logmap(x, torch.where(mask, x, y)), far
 
 
 def _rows(total: int, size: int) -> Iterator[slice]:

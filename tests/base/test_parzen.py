@@ -108,6 +108,14 @@ def test_a_widened_law_is_one_of_wider_kernels() -> None:
         law.widened(1.0, least=2.0)
 
 
+def test_antipodes_are_too_far_to_count() -> None:
+    """Places on a lattice of degrees have exact antipodes, to which there is no logarithm."""
+    points = torch.cat([arc(), -arc()])
+    law = ParzenWindows(Sphere(), points, round=(0.2,), stretched=(0.2,), uniform=True)
+    assert torch.isfinite(law.log_prob(points)).all()
+    assert torch.allclose(law.log_prob(points), law.log_prob(-points), atol=1e-10)
+
+
 def test_saved_weights_come_back() -> None:
     law = ParzenWindows(Sphere(), arc(), round=(0.1, 0.2), stretched=())
     law.fit(arc()[:3], groups=torch.arange(3), own=torch.arange(12))
