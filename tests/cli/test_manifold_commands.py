@@ -19,6 +19,7 @@ def cap(n: int = 100) -> np.ndarray:
     return e / np.linalg.norm(e, axis=1, keepdims=True)
 
 
+@pytest.mark.unchecked  # traces for the export
 def test_a_sphere_from_data_to_samples(cflow) -> None:
     np.save("points.npy", cap())
     cflow("train", "sphere_cnf", "points.npy", *SMALL).expect_success("sphere_cnf: 10 steps")

@@ -5,7 +5,7 @@ import torch
 from torch import Generator, Tensor
 
 from cflow import Flow, recipes
-from cflow.base import Gaussian
+from cflow.base import Gaussian, ManifoldUniform
 from cflow.errors import DomainError
 from cflow.field import FunctionField
 from cflow.manifold import Sphere
@@ -87,7 +87,7 @@ def test_chains_contexts_and_leaps_are_calibrated_too() -> None:
 
 def test_on_a_manifold_only_standard_solvers_are_tried() -> None:
     field = FunctionField(lambda t, x, context: x.roll(1, -1))
-    flow = Flow(Gaussian(3), ODE(field, manifold=Sphere()))
+    flow = Flow(ManifoldUniform(Sphere(), 3), ODE(field, manifold=Sphere()))
     result = calibrate(flow, 2, n=16, generator=seeded())
     assert not any(name.startswith("Tuned") for name in result.errors)
 

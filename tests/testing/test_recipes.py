@@ -95,9 +95,10 @@ CASES = {
 
 
 def test_no_recipe_is_missing() -> None:
-    """The kit knows flat space; tests/recipes/test_manifold_recipes.py holds those on manifolds."""
+    """The kit knows flat space; tests/recipes/test_manifold_*.py hold those on manifolds."""
     named = {name.split(",")[0] for name in CASES}
-    curved = {"sphere_flow", "torus_moebius", "torus_nsf"}
+    curved = {"sphere_cnf", "torus_cnf", "rotation_cnf"}
+    curved |= {"sphere_flow", "torus_nsf", "torus_moebius"}
     assert named == set(recipes.__all__) - {"load", "recipe"} - curved
 
 
