@@ -1,8 +1,8 @@
 """Flows on the Stanford bunny and on Spot the cow, for densities that are known exactly.
 
-    python -m experiments.mesh                       # two cases, ten minutes on one busy core
+    python -m experiments.mesh                       # two cases, 16 minutes on one busy core
     python -m experiments.mesh --cases spot-10-diffusion bunny-50-biharmonic
-    python -m experiments.mesh --every               # 2 meshes x 3 targets x 2 distances, an hour
+    python -m experiments.mesh --every               # 2 meshes x 3 targets x 2 distances, two hours
     python -m experiments.mesh --smoke               # the same road in seconds
 
 The target is the positive part of an eigenfunction of the surface's Laplacian, the k-th after the

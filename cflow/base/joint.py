@@ -32,7 +32,7 @@ class Joint(Base):
             are not all 1, because densities are with respect to its volume.
 
     Raises:
-        DomainError: There is no law.
+        DomainError: There is no law, or one is none.
         ShapeError: The parts of the product have other shapes than the laws' points.
 
     Example:
@@ -47,6 +47,12 @@ class Joint(Base):
     def __init__(self, *laws: Base, manifold: Product | None = None) -> None:
         if not laws:
             raise DomainError("Joint: there must be one law at least, got none")
+        for i, law in enumerate(laws):
+            if not isinstance(law, Base):
+                raise DomainError(
+                    f"Joint: law {i} must be a base, got {type(law).__name__}; a product of "
+                    "manifolds goes in as manifold="
+                )
         sizes = [math.prod(law.event_shape) for law in laws]
         super().__init__(sum(sizes))
         self.laws, self.sizes = nn.ModuleList(laws), sizes

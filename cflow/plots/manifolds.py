@@ -71,13 +71,19 @@ def globe(
 
 
 def ramachandran(
-    path: Path, panels: Mapping[str, LogProb | Tensor], *, size: int = 90, deep: float = DEPTH
+    path: Path,
+    panels: Mapping[str, LogProb | Tensor],
+    *,
+    labels: tuple[str, str] = ("phi", "psi"),
+    size: int = 90,
+    deep: float = DEPTH,
 ) -> None:
-    """Draw densities or points of two angles (phi, psi), from -180 to 180 degrees.
+    """Draw densities or points of two angles, from -180 to 180 degrees.
 
     Args:
         path: The file to write.
         panels: By title, the log density of angles `(n, 2)` in [0, 2 pi), or points of that kind.
+        labels: What the angles are called.
         size: Rows and columns of the grid of densities.
         deep: Nats from the largest log density to where a panel is white.
 
@@ -110,9 +116,9 @@ def ramachandran(
         axes.set_ylim(-180, 180)
         axes.set_xticks([-180, -90, 0, 90, 180])
         axes.set_yticks([-180, -90, 0, 90, 180])
-        axes.set_xlabel("phi, degrees", fontsize=8)
+        axes.set_xlabel(f"{labels[0]}, degrees", fontsize=8)
         axes.tick_params(labelsize=7)
-    row[0].set_ylabel("psi, degrees", fontsize=8)
+    row[0].set_ylabel(f"{labels[1]}, degrees", fontsize=8)
     save_figure(figure, path)
 
 

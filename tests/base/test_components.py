@@ -1,6 +1,7 @@
 """Mixtures of any laws, and laws side by side."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -143,3 +144,10 @@ def test_bad_joints_are_refused() -> None:
         Joint(ManifoldUniform(Sphere(), 3), manifold=product)
     with pytest.raises(ShapeError, match=r"must end in shape \(5,\)"):
         Joint(Gaussian(3), Gaussian(2)).log_prob(torch.zeros(4, 4))
+
+
+@pytest.mark.unchecked
+def test_a_product_in_the_place_of_a_law_is_refused() -> None:
+    product: Any = Product((Euclidean(), 1))
+    with pytest.raises(DomainError, match="law 0 must be a base, got Product"):
+        Joint(product, Gaussian(1))
