@@ -69,7 +69,8 @@ class Settings:
     frequencies: int = 3  # waves of each angle that the field sees
     budget: Budget = field(default_factory=Budget)
     classes: tuple[str, ...] = CLASSES
-    steps: int = 8000  # of the training on known densities
+    steps: int = 20_000  # of a field's training on known densities
+    spline_steps: int = 8000
     tested: int = 20_000  # draws that judge there
     workers: int = 2
     smoke: bool = False
@@ -78,8 +79,8 @@ class Settings:
 def main(settings: Settings) -> dict[str, Any]:
     if settings.smoke:
         settings = replace(
-            settings, hidden=(8,), budget=SMOKE, seeds=(5,), workers=1, steps=6, tested=50,
-            classes=CLASSES[1:2],
+            settings, hidden=(8,), budget=SMOKE, seeds=(5,), workers=1, steps=6,
+            spline_steps=6, tested=50, classes=CLASSES[1:2],
         )  # fmt: skip
     report: dict[str, Any] = {}
     if settings.table is not None or "rna" in settings.parts:
@@ -189,7 +190,7 @@ def matched(density: ramachandran.Density, settings: Settings) -> Flow:
         x0 = model.base.sample((len(rows),), generator=generator)
         return matching(field_of(model), path, coupling, x1, x0=x0, generator=generator)
 
-    return _trained(flow, loss, settings, 256)
+    return _trained(flow, loss, settings, settings.steps, 256)
 
 
 def likeliest(density: ramachandran.Density, settings: Settings) -> Flow:
@@ -202,17 +203,19 @@ def likeliest(density: ramachandran.Density, settings: Settings) -> Flow:
         assert isinstance(model, Flow)
         return nll(model, density.sample(len(rows), generator=generator).float())
 
-    return _trained(flow, loss, settings, 512)
+    return _trained(flow, loss, settings, settings.spline_steps, 512)
 
 
-def _trained(flow: Flow, loss: Callable[..., Tensor], settings: Settings, batch: int) -> Flow:
+def _trained(
+    flow: Flow, loss: Callable[..., Tensor], settings: Settings, steps: int, batch: int
+) -> Flow:
     trainer = Trainer(
         flow,
         loss,
-        steps=settings.steps,
+        steps=steps,
         batch=8 if settings.smoke else batch,
         lr=1e-3,
-        schedule=CosineDecay(warmup=min(100, settings.steps // 10), final=0.01),
+        schedule=CosineDecay(warmup=min(100, steps // 10), final=0.01),
         ema=0.999,
         progress=False,
     )

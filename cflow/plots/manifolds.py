@@ -91,7 +91,7 @@ def ramachandran(
         ShapeError: Points are not pairs of angles.
         MissingExtraError: matplotlib is not installed.
     """
-    figure = figure_of((3.3 * len(panels), 3.4))
+    figure = figure_of((3.3 * len(panels), 3.6))
     row = figure.subplots(1, len(panels), squeeze=False, sharex=True, sharey=True)[0]
     side = (torch.arange(size) + 0.5) / size * 360 - 180
     phi, psi = torch.meshgrid(side, side, indexing="xy")
