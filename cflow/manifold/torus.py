@@ -41,8 +41,8 @@ class Torus(Compact):
         self.period, self.ndim = period, ndim
 
     def projx(self, x: Tensor) -> Tensor:
-        y = torch.remainder(x, self.period)
-        return torch.where(y < self.period, y, 0.0)  # a tiny negative angle rounds to the period
+        last = self.period * (1 - torch.finfo(x.dtype).eps)  # a tiny negative angle rounds past it
+        return torch.remainder(x, self.period).clamp(max=last)
 
     def proju(self, x: Tensor, u: Tensor) -> Tensor:
         return u

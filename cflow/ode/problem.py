@@ -1,12 +1,13 @@
 """What a solver kernel sees: a checked initial value problem and the span of time to cross.
 
-Trees are flattened once; a field on a single tensor is called without any tree in between.
+Trees are flattened once; a field on a tensor, or a tuple of tensors, is called without any tree in
+between.
 """
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -20,6 +21,41 @@ Time: TypeAlias = float | Tensor
 """A time: a number, a 0-d tensor, or one per sample `(batch,)` (tensors carry gradients)."""
 
 
+class Tree(NamedTuple):
+    """Say how leaves make up a tree; a tensor and a tuple of tensors cost next to nothing.
+
+    Attributes:
+        spec: The structure.
+        plain: `Tensor` or `tuple` where the tree is no more than that, else None.
+    """
+
+    spec: pytree.TreeSpec
+    plain: type | None
+
+    @staticmethod
+    def take(tree: Any) -> tuple[list[Any], "Tree"]:  # noqa: ANN401
+        """Take a tree apart."""
+        leaves, spec = pytree.tree_flatten(tree)
+        if isinstance(tree, Tensor):
+            return leaves, Tree(spec, Tensor)
+        return leaves, Tree(spec, tuple if _tensors(tree) else None)
+
+    def join(self, leaves: list[Tensor]) -> Any:  # noqa: ANN401
+        """Give the structure to leaves."""
+        if self.plain is Tensor:
+            return leaves[0]
+        return tuple(leaves) if self.plain is tuple else pytree.tree_unflatten(leaves, self.spec)
+
+    def leaves(self, tree: Any) -> list[Any] | None:  # noqa: ANN401
+        """Return the leaves of a tree of this structure, None for one of another."""
+        if self.plain is Tensor and isinstance(tree, Tensor):
+            return [tree]
+        if self.plain is tuple and _tensors(tree) and len(tree) == self.spec.num_leaves:
+            return list(tree)
+        leaves, spec = pytree.tree_flatten(tree)
+        return leaves if spec == self.spec else None
+
+
 @dataclass(frozen=True)
 class Problem:
     """Hold a checked initial value problem with its state flattened.
@@ -29,7 +65,7 @@ class Problem:
         leaves: Tensors of the start, each `(batch, ...)`.
         args: Trees for the field, whose tensors carry the batch axis.
         project: Maps leaves back onto their constraint, or None.
-        spec: How the leaves make up the caller's tree; None for a single tensor.
+        shape: How the leaves make up the caller's tree.
         parameters: Tensors that the field reads besides, as far as the caller named them.
     """
 
@@ -37,7 +73,7 @@ class Problem:
     leaves: list[Tensor]
     args: tuple[Any, ...]
     project: Callable[[list[Tensor]], list[Tensor]] | None
-    spec: pytree.TreeSpec | None
+    shape: "Tree"
     parameters: tuple[Tensor, ...]
 
     @staticmethod
@@ -49,7 +85,7 @@ class Problem:
         parameters: Iterable[Tensor],
     ) -> "Problem":
         """Flatten and check what a caller hands to `Solver.solve`."""
-        leaves, spec = pytree.tree_flatten(y0)
+        leaves, shape = Tree.take(y0)
         if not leaves or not all(isinstance(leaf, Tensor) and leaf.dim() > 0 for leaf in leaves):
             raise ShapeError(
                 "solve: y0 must be a tree of tensors with a leading batch axis, got "
@@ -69,16 +105,13 @@ class Problem:
 
         def flat_project(flat: list[Tensor]) -> list[Tensor]:
             assert project is not None
-            return pytree.tree_leaves(project(pytree.tree_unflatten(flat, spec)))
+            after = shape.leaves(project(shape.join(flat)))
+            if after is None:
+                raise ShapeError("solve: project must return the structure of the state")
+            return after
 
-        return Problem(
-            f,
-            leaves,
-            args,
-            None if project is None else flat_project,
-            None if isinstance(y0, Tensor) else spec,
-            tuple(parameters),
-        )
+        back = None if project is None else flat_project
+        return Problem(f, leaves, args, back, shape, tuple(parameters))
 
     @property
     def batch(self) -> int:
@@ -95,29 +128,17 @@ class Problem:
 
     def f(self, t: Tensor, leaves: list[Tensor], args: tuple[Any, ...]) -> list[Tensor]:
         """Evaluate the field on flat leaves; t holds one time for each row."""
-        if self.spec is None:
-            leaf = leaves[0]
-            slope = self.field(t, leaf, *args)
-            if (
-                isinstance(slope, Tensor)
-                and slope.shape == leaf.shape
-                and slope.dtype == leaf.dtype
-            ):
-                return [slope]
-            slopes, spec = pytree.tree_flatten(slope)
-            same = isinstance(slope, Tensor)
-        else:
-            dy = self.field(t, pytree.tree_unflatten(leaves, self.spec), *args)
-            slopes, spec = pytree.tree_flatten(dy)
-            same = spec == self.spec
-        if not same or any(
+        dy = self.field(t, self.shape.join(leaves), *args)
+        slopes = self.shape.leaves(dy)
+        if slopes is None or any(
             not isinstance(s, Tensor) or s.shape != leaf.shape
             for s, leaf in zip(slopes, leaves, strict=True)
         ):
+            found = pytree.tree_leaves(dy)
             raise ShapeError(
                 "solve: the field must return the structure and shapes of the state, expected "
                 f"{[tuple(leaf.shape) for leaf in leaves]}, got "
-                f"{[tuple(s.shape) if isinstance(s, Tensor) else s for s in slopes]}"
+                f"{[tuple(s.shape) if isinstance(s, Tensor) else s for s in found]}"
                 f"{_at(t)}"
             )
         for s, leaf in zip(slopes, leaves, strict=True):
@@ -130,7 +151,7 @@ class Problem:
 
     def tree(self, leaves: list[Tensor]) -> Any:  # noqa: ANN401
         """Give the caller's structure back to flat leaves."""
-        return leaves[0] if self.spec is None else pytree.tree_unflatten(leaves, self.spec)
+        return self.shape.join(leaves)
 
 
 @dataclass(frozen=True)
@@ -189,6 +210,11 @@ class Span:
         low, high = (t0, t1) if t1 >= t0 else (t1, t0)
         stops = tuple(s for s in self.stops if low < s < high)
         return Span(t0, t1, None, stops, dense=False, empty=False)
+
+
+def _tensors(tree: Any) -> bool:  # noqa: ANN401
+    """Say whether a tree is a tuple of tensors and nothing else."""
+    return type(tree) is tuple and all(isinstance(leaf, Tensor) for leaf in tree)
 
 
 def select_rows(tree: Any, rows: Tensor) -> Any:  # noqa: ANN401

@@ -197,11 +197,12 @@ class ODE(Transport):
         direction = -1.0 if isinstance(t1, Tensor) or t1 < t0 else 1.0  # tensors: a steered pull
         steps = stepping(self.manifold)
         own = self._framed()
+        landed: Tensor | None = None  # the last leaf after a step: then the first is the point
 
         def f(
             t: Tensor, y: tuple[Tensor, ...], context: Tensor | None, noise: Tensor | None
         ) -> tuple[Tensor, ...]:
-            x = steps.point(y[: steps.leaves])
+            x = y[0] if y[steps.leaves - 1] is landed else steps.point(y[: steps.leaves])
             t = t.to(x.dtype)
             if not torch.compiler.is_compiling():
                 self.evaluations += x.shape[0]
@@ -221,7 +222,10 @@ class ODE(Transport):
             return (*slopes, (direction * cost(t, x, rates)).to(rest[1].dtype))
 
         def project(y: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            return (*steps.project(y[: steps.leaves]), *y[steps.leaves :])
+            nonlocal landed
+            after = steps.project(y[: steps.leaves])
+            landed = after[-1]
+            return (*after, *y[steps.leaves :])
 
         x0, *rest = (_flatten(leaf, batch) for leaf in y0)
         solution = self.adjoint.solve(
@@ -231,7 +235,7 @@ class ODE(Transport):
             t0,
             t1,
             args=(_flatten(context, batch), _flatten(noise, batch)),
-            parameters=tuple(self.field.parameters()),
+            parameters=tuple(self.field.parameters()) if torch.is_grad_enabled() else (),
             project=project if steps.projects else None,
             save_at=save_at,
             stop_at=() if save_at is None or steps.between else save_at,
