@@ -44,7 +44,7 @@ from cflow.field import (
     TwoLayerField,
     UNetField,
 )
-from cflow.manifold import Compact, Euclidean, Mesh, Rotations, Sphere, Torus
+from cflow.manifold import Compact, Euclidean, Mesh, Quaternions, Rotations, Sphere, Torus
 from cflow.ode import Euler
 from cflow.transport import ODE, Chain, Dequantize, Leap
 from experiments.compatibility_rows import CLASSES, Row
@@ -157,6 +157,11 @@ CURVED: dict[str, Curved] = {
         lambda space: FrameField(TimedMLP((3, 3), 3, hidden_features=(16, 16)), space),
         Rotations(steps="exponential"),
         (3, 3),
+    ),
+    "FrameField, quaternions": (
+        lambda space: FrameField(TimedMLP(4, 3, hidden_features=(16, 16)), space),
+        Quaternions(),
+        (4,),
     ),
     "PeriodicField": (lambda space: PeriodicField(2, hidden_features=(16, 16)), Torus(), (2,)),
     "SurfaceField": (lambda space: SurfaceField(mlp(0), cast(Mesh, space)), SURFACE, VECTOR),

@@ -2,7 +2,7 @@
 
     normal laws:   x = m + L e,                  e standard normal
     uniform laws:  x = low + (high - low) u,     u uniform in [0, 1]
-    on a sphere:   x = e / |e|;     on a torus:  x = period u
+    on a sphere, or for quaternions:  x = e / |e|;     on a torus:  x = period u
 
 Whoever runs a file needs no more than `randn` or `rand` then. Points of any other base are taken as
 they are, and have to be drawn from it.
@@ -21,7 +21,7 @@ from cflow.base import (
     Tempered,
     Uniform,
 )
-from cflow.manifold import Sphere, Torus
+from cflow.manifold import Quaternions, Sphere, Torus
 from cflow.typing import Points
 
 __all__ = ["from_noise", "noise_law", "to_noise"]
@@ -38,7 +38,7 @@ def noise_law(base: Base) -> str:
         return "Gaussian"
     if isinstance(base, Tempered) and noise_law(base.base) == "Gaussian":
         return "Gaussian"
-    if isinstance(base, ManifoldUniform) and isinstance(base.manifold, Sphere):
+    if isinstance(base, ManifoldUniform) and isinstance(base.manifold, Sphere | Quaternions):
         return "Gaussian"
     if isinstance(base, ManifoldUniform) and isinstance(base.manifold, Torus):
         return "Uniform"
@@ -54,7 +54,7 @@ def from_noise(base: Base, noise: Points, context: Tensor | None) -> Points:
     """
     if isinstance(base, Uniform):
         return torch.lerp(base.low.to(noise), base.high.to(noise), noise)
-    if isinstance(base, ManifoldUniform) and isinstance(base.manifold, Sphere):
+    if isinstance(base, ManifoldUniform) and isinstance(base.manifold, Sphere | Quaternions):
         return base.manifold.projx(noise)
     if isinstance(base, ManifoldUniform) and isinstance(base.manifold, Torus):
         return base.manifold.period * noise

@@ -30,10 +30,12 @@ class Framed(Protocol):
     Attributes:
         ndim: Number of trailing axes that make up one point.
         smooth_frame: Whether the frame is smooth all over the manifold.
+        orthonormal_frame: Whether it is orthonormal in the metric.
     """
 
     ndim: int
     smooth_frame: bool
+    orthonormal_frame: bool
 
     def inner(self, x: Tensor, u: Tensor, w: Tensor) -> Tensor:
         """Return the inner product of two tangent vectors at x, `(*batch,)`."""
@@ -115,7 +117,8 @@ class FrameField(Field):
             vectors = basis.expand(*batch, *basis.shape)
         else:
             vectors = frame[0]
-        a = torch.linalg.solve_triangular(self._lower(x, vectors).mT, a[..., None], upper=True)
+        if not self.manifold.orthonormal_frame:
+            a = torch.linalg.solve_triangular(self._lower(x, vectors).mT, a[..., None], upper=True)
         return (a.reshape(*batch, dim, *(1,) * len(event)) * vectors).sum(axis)
 
     def _lower(self, x: Tensor, vectors: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ class Euclidean(Manifold):
 
     loop = math.inf
     smooth_frame = True
+    orthonormal_frame = True
 
     def __init__(self, ndim: int = 1) -> None:
         super().__init__()

@@ -52,6 +52,7 @@ class Lorentz(Manifold):
     ndim = 1
     loop = math.inf
     smooth_frame = True
+    orthonormal_frame = True
 
     def __init__(self, curvature: float = -1.0, *, steps: Steps = "projected") -> None:
         super().__init__(steps=steps)

@@ -81,6 +81,7 @@ class Manifold(ABC):
             none returns and `expmap` is one to one; None where neither is so, or it is not known.
             It tells the other geodesics from x to y, whose lengths are `dist` plus its multiples.
         smooth_frame: Whether `frame` is smooth all over the manifold, as none is on most spheres.
+        orthonormal_frame: Whether it is orthonormal in the metric.
         creased: Whether tangent planes jump somewhere, as they do at the edges of a mesh. There a
             field that is merely projected makes or loses mass, and has no likelihood.
     """
@@ -88,6 +89,7 @@ class Manifold(ABC):
     ndim: int
     loop: float | None = None
     smooth_frame: bool = False
+    orthonormal_frame: bool = False
     creased: bool = False
 
     def __init__(self, *, steps: Steps = "projected") -> None:

@@ -41,6 +41,7 @@ class MeanFree(Manifold):
 
     loop = math.inf
     smooth_frame = True
+    orthonormal_frame = True
 
     def __init__(self, ndim: int = 2) -> None:
         super().__init__()

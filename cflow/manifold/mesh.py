@@ -82,6 +82,7 @@ class Mesh(Compact):
     """
 
     ndim = 1
+    orthonormal_frame = True
     creased = True
 
     def __init__(

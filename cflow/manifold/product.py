@@ -81,6 +81,8 @@ class Product(Compact):
         self.weights = weights
         self.loop = math.inf if all(m.loop == math.inf for m in manifolds) else None
         self.smooth_frame = all(manifold.smooth_frame for manifold in manifolds)
+        flat = all(manifold.orthonormal_frame for manifold in manifolds)
+        self.orthonormal_frame = flat and set(weights) == {1.0}
         self.creased = any(manifold.creased for manifold in manifolds)
         self._sizes = [math.prod(shape) for _, shape in self.parts]
         self._dims = [manifold.dim(shape) for manifold, shape in self.parts]

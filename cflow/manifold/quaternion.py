@@ -54,6 +54,7 @@ class Quaternions(Compact):
     ndim = 1
     loop = 2 * math.pi
     smooth_frame = True
+    orthonormal_frame = True
 
     def __init__(self, *, steps: Steps = "projected") -> None:
         super().__init__(steps=steps)

@@ -55,6 +55,7 @@ class Rotations(Compact):
     ndim = 2
     loop = 2 * math.pi
     smooth_frame = True
+    orthonormal_frame = True
 
     def __init__(self, *, steps: Steps = "projected") -> None:
         super().__init__(steps=steps)

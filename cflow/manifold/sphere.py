@@ -36,6 +36,7 @@ class Sphere(Compact):
 
     ndim = 1
     loop = 2 * math.pi
+    orthonormal_frame = True
 
     def __init__(self, *, steps: Steps = "projected") -> None:
         super().__init__(steps=steps)

@@ -34,6 +34,7 @@ class Torus(Compact):
     """
 
     smooth_frame = True
+    orthonormal_frame = True
 
     def __init__(self, period: float = 2 * math.pi, *, ndim: int = 1) -> None:
         super().__init__()

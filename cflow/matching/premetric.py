@@ -147,11 +147,12 @@ class PremetricPath(ManifoldPath):
             vectors = unit.reshape(-1, *event).expand(*x.shape[:axis], -1, *event)
         else:
             vectors = frame[0]
-        point = x.unsqueeze(axis).unsqueeze(axis)
-        one, other = vectors.unsqueeze(axis + 1), vectors.unsqueeze(axis)
-        g = space.inner(*torch.broadcast_tensors(point, one, other))
-        along = (slope.unsqueeze(axis) * vectors).flatten(axis + 1).sum(-1)
-        weights = torch.linalg.solve(g, along)
+        weights = (slope.unsqueeze(axis) * vectors).flatten(axis + 1).sum(-1)
+        if not space.orthonormal_frame:
+            point = x.unsqueeze(axis).unsqueeze(axis)
+            one, other = vectors.unsqueeze(axis + 1), vectors.unsqueeze(axis)
+            g = space.inner(*torch.broadcast_tensors(point, one, other))
+            weights = torch.linalg.solve(g, weights)
         return (self._over(weights, x) * vectors).sum(axis)
 
     def _over(self, factor: Tensor, x: Tensor) -> Tensor:

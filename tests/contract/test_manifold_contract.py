@@ -170,6 +170,13 @@ def metric(space: Manifold, x: Tensor) -> Tensor:
 
 
 @every
+def test_frames_that_are_said_to_be_orthonormal_are(case: ManifoldCase) -> None:
+    space, x, _ = case.draw()
+    g = metric(space, x)
+    assert not space.orthonormal_frame or torch.allclose(g, torch.eye(g.shape[-1]), atol=1e-12)
+
+
+@every
 def test_volume_elements_are_those_of_the_metric(case: ManifoldCase) -> None:
     """Up to one constant, log sqrt(det g) in frames that are orthonormal in the space around."""
     space, x, _ = case.draw(12)

@@ -9,10 +9,18 @@ from cflow import Flow, recipes
 from cflow.base import ManifoldUniform
 from cflow.export import Encoder, LogProb, Sampler, export_onnx, export_pt2, load_exported
 from cflow.export.noise import from_noise, noise_law, to_noise
-from cflow.field import FourierTime, MLPField, NetworkFlowMap, SpanTime, TangentField
-from cflow.manifold import Rotations, Sphere, Torus
+from cflow.field import (
+    FourierTime,
+    FrameField,
+    MLPField,
+    NetworkFlowMap,
+    SpanTime,
+    TangentField,
+    TimedMLP,
+)
+from cflow.manifold import Quaternions, Rotations, Sphere, Torus
 from cflow.ode import Euler
-from cflow.transport import Leap
+from cflow.transport import ODE, Leap
 
 pytestmark = pytest.mark.unchecked
 FORMATS = {"pt2": export_pt2, "onnx": export_onnx}
@@ -22,7 +30,13 @@ FLOWS = {
         hidden_features=(8,), solver=Euler(2), steps="exponential"
     ),
     "torus": lambda: recipes.torus_cnf(2, hidden_features=(8,), solver=Euler(2)),
+    "quaternions": lambda: turning(Quaternions()),
 }
+
+
+def turning(space: Quaternions) -> Flow:
+    field = FrameField(TimedMLP(4, 3, hidden_features=(8,)), space)
+    return Flow(ManifoldUniform(space, 4), ODE(field, Euler(2), manifold=space))
 
 
 @pytest.mark.parametrize("name", FLOWS)
