@@ -5,13 +5,16 @@ tests/test_exports_table.py asks for it.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import cast
 
 import torch
+from torch import Tensor
 
 from cflow import Flow
 from cflow.base import Gaussian, ManifoldUniform
 from cflow.data.meshes import icosphere
+from cflow.export.noise import to_noise
 from cflow.field import (
     AutoGuided,
     ClassifierFree,
@@ -178,6 +181,12 @@ def upon(field: Callable[[Compact], Field], space: Compact, event: tuple[int, ..
     return Flow(ManifoldUniform(space, event), ODE(field(space), Euler(STEPS), manifold=space))
 
 
+def noise_of(space: Compact, batch: int, *event: int) -> Tensor:
+    """Draw the noise that a file of a flow from the uniform law takes."""
+    base = ManifoldUniform(space, event)
+    return to_noise(base, base.sample((batch,)), None)
+
+
 def leap() -> Flow:
     return Flow(Gaussian(VECTOR), Leap(flow_map(), Euler(STEPS)), context_shape=CONTEXT)
 
@@ -203,7 +212,8 @@ def _fields() -> list[Row]:
         for name, built in FIELDS.items()
     ]
     curved = [
-        Row(name, "Fields", lambda built=built: upon(*built)) for name, built in CURVED.items()
+        Row(name, "Fields", lambda built=built: upon(*built), partial(noise_of, built[1]))
+        for name, built in CURVED.items()
     ]
     clouds = [
         Row(name, "Fields", lambda build=build: along(build(), (3, 2), None))
