@@ -55,6 +55,7 @@ from cflow.field import CrystalField, Field, PeriodicField
 from cflow.manifold import Torus
 from cflow.matching import GeodesicPath, PairedCoupling, matching
 from cflow.ode import RK4, Dopri5
+from cflow.samples import log_probs
 from cflow.train import CosineDecay, Monitor, Trainer, WandbMonitor
 from cflow.transport import ODE
 
@@ -260,8 +261,7 @@ def fit(
 @torch.no_grad()
 def likelihood(flow: Flow, x: Tensor, context: Tensor, settings: Settings) -> dict[str, float]:
     """Return the negative log-likelihood in nats, its standard error, and what the solver costs."""
-    parts = zip(x.split(settings.chunk), context.split(settings.chunk), strict=True)
-    nll = -torch.cat([flow.log_prob(*part) for part in parts]).double()
+    nll = -log_probs(flow, x, context, batch=settings.chunk).double()
     few = slice(settings.checked)
     assert isinstance(flow.transport, ODE)
     exact = flow.with_solver(Dopri5(1e-5, 1e-5))

@@ -264,21 +264,28 @@ def warped_distance(x: Tensor, y: Tensor) -> Tensor:
     Of all monotone ways through the table of distances d(x_i, y_j) from the first pair to the last,
     the one with the least sum counts; the sum is divided by the number of its pairs.
     """
-    far = torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
-    n, m = far.shape[-2:]
+    return warped(torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist"))
+
+
+def warped(far: Tensor) -> Tensor:
+    """Return the mean over the monotone way through tables of distances whose sum is least.
+
+    Args:
+        far: Distances of each point of one motion to each of the other, `(*batch, n, m)`.
+    """
     none = torch.full(far.shape[:-2], torch.inf)
-    above = [(none, none)] * (m + 1)  # the row before: least sum and its pairs
+    above = [(none, none)] * (far.shape[-1] + 1)  # the row before: least sum and its pairs
     above[0] = (torch.zeros_like(none), torch.zeros_like(none))
-    for i in range(n):
+    for i in range(far.shape[-2]):
         row = [(none, none)]
-        for j in range(m):
+        for j in range(far.shape[-1]):
             total, pairs = above[j]
             for other, length in (above[j + 1], row[j]):
                 pairs = torch.where(other < total, length, pairs)
                 total = torch.minimum(total, other)
             row.append((total + far[..., i, j], pairs + 1))
         above = row
-    total, pairs = above[m]
+    total, pairs = above[-1]
     return total / pairs
 
 

@@ -11,6 +11,7 @@ from torch import Generator, Tensor, nn
 from cflow import Flow
 from cflow.manifold import Sphere
 from cflow.matching import GeodesicCost
+from experiments.lasa import warped
 
 __all__ = [
     "SPACE",
@@ -83,28 +84,6 @@ def measured(x: Tensor, truth: Tensor) -> dict[str, float]:
         "distance": math.degrees(distance.item()),
         "dtw": math.degrees(warped(far).mean().item()),
     }
-
-
-def warped(far: Tensor) -> Tensor:
-    """Return the mean over the monotone way through tables of distances whose sum is least.
-
-    Args:
-        far: Distances of each point of one motion to each of the other, `(*batch, n, m)`.
-    """
-    none = torch.full(far.shape[:-2], torch.inf)
-    above = [(none, none)] * (far.shape[-1] + 1)  # the row before: least sum and its pairs
-    above[0] = (torch.zeros_like(none), torch.zeros_like(none))
-    for i in range(far.shape[-2]):
-        row = [(none, none)]
-        for j in range(far.shape[-1]):
-            total, pairs = above[j]
-            for other, length in (above[j + 1], row[j]):
-                pairs = torch.where(other < total, length, pairs)
-                total = torch.minimum(total, other)
-            row.append((total + far[..., i, j], pairs + 1))
-        above = row
-    total, pairs = above[-1]
-    return total / pairs
 
 
 def drawn(context: Tensor, samples: int, generator: Generator, flow: Flow) -> Tensor:

@@ -56,6 +56,7 @@ from cflow.matching import (
     squared_error,
 )
 from cflow.ode import RK4
+from cflow.samples import log_probs
 from cflow.train import CosineDecay, Trainer
 from cflow.transport import ODE
 
@@ -349,8 +350,7 @@ def at_faces(flow: Flow, mesh: Mesh, settings: Settings) -> Tensor:
 
 
 def log_prob(flow: Flow, x: Tensor, settings: Settings) -> Tensor:
-    parts = x.float().split(settings.chunk)
-    return torch.cat([flow.log_prob(part).double() for part in parts])
+    return log_probs(flow, x.float(), batch=settings.chunk).double()
 
 
 def areas(triangles: Tensor) -> Tensor:

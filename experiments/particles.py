@@ -41,6 +41,7 @@ from cflow.field import EquivariantField
 from cflow.manifold import MeanFree
 from cflow.matching import IndependentCoupling, LinearPath, matching
 from cflow.ode import RK4, Dopri5
+from cflow.samples import log_probs
 from cflow.train import CosineDecay, Trainer, WandbMonitor
 from cflow.transport import ODE
 
@@ -84,7 +85,7 @@ def main(settings: Settings) -> dict[str, Any]:
     generator = Generator().manual_seed(settings.seed + 1)
     with torch.no_grad():
         began = time.perf_counter()
-        log_q = torch.cat([flow.log_prob(x) for x in test.split(settings.chunk)])
+        log_q = log_probs(flow, test, batch=settings.chunk)
         tested = time.perf_counter() - began
         pieces = [
             flow.sample_and_log_prob(min(settings.chunk, settings.drawn - k), generator=generator)

@@ -39,6 +39,7 @@ from cflow.field import Field, PeriodicField
 from cflow.manifold import Torus
 from cflow.matching import GeodesicCost, GeodesicPath, OTCoupling, matching
 from cflow.ode import RK4
+from cflow.samples import log_probs
 from cflow.train import CosineDecay, Trainer
 from cflow.transport import ODE
 from experiments.densities.fit import Budget, Shapes, field_of
@@ -150,7 +151,7 @@ def known_densities(settings: Settings) -> list[dict[str, Any]]:
             flow = fit(density, settings)
             seconds = time.monotonic() - start
             x = density.sample(settings.tested, generator=Generator().manual_seed(12_345))
-            log_q = _log_prob(flow, x.float())
+            log_q = log_probs(flow, x.float(), batch=500).double()
             gap = density.log_prob(x) - log_q
             row = {
                 "class": name, "model": model, "entropy": density.entropy,
@@ -169,11 +170,6 @@ def known_densities(settings: Settings) -> list[dict[str, Any]]:
         plots.ramachandran(settings.out / f"{name}.png", panels, size=8 if settings.smoke else 180)
         (settings.out / "ramachandran.json").write_text(json.dumps(rows, indent=1))
     return rows
-
-
-@torch.no_grad()
-def _log_prob(flow: Flow, x: Tensor) -> Tensor:
-    return torch.cat([flow.log_prob(part).double() for part in x.split(500)])
 
 
 def matched(density: ramachandran.Density, settings: Settings) -> Flow:

@@ -21,6 +21,7 @@ def float64_and_seed() -> Iterator[None]:
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)
+    torch.set_num_threads(1)  # benchmarks take more
 
 
 @dataclass(frozen=True)

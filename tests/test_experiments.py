@@ -42,11 +42,7 @@ def test_digits_peers(tmp_path: Path) -> None:
 def test_ode_benchmark(tmp_path: Path, capsys) -> None:
     from experiments.benchmarks.ode.__main__ import FIGURES, Settings, main
 
-    threads = torch.get_num_threads()
-    try:
-        report = main(Settings(out=tmp_path, smoke=True))
-    finally:
-        torch.set_num_threads(threads)
+    report = main(Settings(out=tmp_path, smoke=True))
     assert report["figures"].keys() == FIGURES.keys()
     rows = [row for rows in report["figures"].values() for row in rows]
     exact = ("bitwise equal", "a row turns to NaN", "against the scheme", "is reported")
@@ -60,11 +56,7 @@ def test_ode_benchmark(tmp_path: Path, capsys) -> None:
 def test_layers_benchmark(tmp_path: Path) -> None:
     from experiments.benchmarks.layers.__main__ import FIGURES, Settings, main
 
-    threads = torch.get_num_threads()
-    try:
-        report = main(Settings(out=tmp_path, smoke=True))
-    finally:
-        torch.set_num_threads(threads)
+    report = main(Settings(out=tmp_path, smoke=True))
     assert report["figures"].keys() == FIGURES.keys()
     rows = [row for rows in report["figures"].values() for row in rows]
     assert all(row["judged"] > 0 for row in rows)
@@ -96,11 +88,7 @@ def test_images(tmp_path: Path) -> None:
         mnist()
     except DataError:
         pytest.skip("MNIST is not on disk; name a folder that holds it in CFLOW_DATA")
-    threads = torch.get_num_threads()
-    try:
-        report = main(Settings(out=tmp_path, smoke=True))
-    finally:
-        torch.set_num_threads(threads)
+    report = main(Settings(out=tmp_path, smoke=True))
     assert report["results"].keys() == {"glow", "normflows", "tarflow"}
     for entry in report["results"].values():
         assert 0 < entry["bits"] < 20
@@ -114,11 +102,7 @@ def test_choosing(tmp_path: Path) -> None:
 
     if find(tables.TABLES["red"].file) is None:
         pytest.skip("red wine is not on disk; name a folder that holds it in CFLOW_DATA")
-    threads = torch.get_num_threads()
-    try:
-        report = main(Settings(out=tmp_path, smoke=True))
-    finally:
-        torch.set_num_threads(threads)
+    report = main(Settings(out=tmp_path, smoke=True))
     assert report["results"].keys() == RECIPES.keys()
     for entry in report["results"].values():
         assert entry["memory"] > 0

@@ -131,11 +131,7 @@ def test_classes(tmp_path: Path) -> None:
 
     if any(find(file) is None for file in (SUBSET, TEST_IMAGES, TEST_LABELS)):
         pytest.skip("MNIST is not on disk; name a folder that holds it in CFLOW_DATA")
-    threads = torch.get_num_threads()
-    try:
-        report = main(Settings(out=tmp_path, smoke=True))
-    finally:
-        torch.set_num_threads(threads)
+    report = main(Settings(out=tmp_path, smoke=True))
     assert report["scales"].keys() == {"1.0", "2.0"}
     assert all(0 <= entry["accuracy"] <= 1 for entry in report["scales"].values())
     assert 0 < report["bits"] < 20
@@ -145,11 +141,7 @@ def test_classes(tmp_path: Path) -> None:
 def test_matching_benchmark(tmp_path: Path) -> None:
     from experiments.benchmarks.matching import FIGURES, Settings, main
 
-    threads = torch.get_num_threads()
-    try:
-        report = main(Settings(out=tmp_path, smoke=True))
-    finally:
-        torch.set_num_threads(threads)
+    report = main(Settings(out=tmp_path, smoke=True))
     assert report["figures"].keys() == FIGURES.keys()
     rows = [row for rows in report["figures"].values() for row in rows]
     assert all(row["judged"] > 0 for row in rows)

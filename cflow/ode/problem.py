@@ -65,7 +65,7 @@ class Problem:
         leaves: Tensors of the start, each `(batch, ...)`.
         args: Trees for the field, whose tensors carry the batch axis.
         project: Maps leaves back onto their constraint, or None.
-        shape: How the leaves make up the caller's tree.
+        structure: How the leaves make up the caller's tree.
         parameters: Tensors that the field reads besides, as far as the caller named them.
     """
 
@@ -73,7 +73,7 @@ class Problem:
     leaves: list[Tensor]
     args: tuple[Any, ...]
     project: Callable[[list[Tensor]], list[Tensor]] | None
-    shape: "Tree"
+    structure: Tree
     parameters: tuple[Tensor, ...]
 
     @staticmethod
@@ -85,7 +85,7 @@ class Problem:
         parameters: Iterable[Tensor],
     ) -> "Problem":
         """Flatten and check what a caller hands to `Solver.solve`."""
-        leaves, shape = Tree.take(y0)
+        leaves, structure = Tree.take(y0)
         if not leaves or not all(isinstance(leaf, Tensor) and leaf.dim() > 0 for leaf in leaves):
             raise ShapeError(
                 "solve: y0 must be a tree of tensors with a leading batch axis, got "
@@ -105,13 +105,13 @@ class Problem:
 
         def flat_project(flat: list[Tensor]) -> list[Tensor]:
             assert project is not None
-            after = shape.leaves(project(shape.join(flat)))
+            after = structure.leaves(project(structure.join(flat)))
             if after is None:
                 raise ShapeError("solve: project must return the structure of the state")
             return after
 
         back = None if project is None else flat_project
-        return Problem(f, leaves, args, back, shape, tuple(parameters))
+        return Problem(f, leaves, args, back, structure, tuple(parameters))
 
     @property
     def batch(self) -> int:
@@ -128,8 +128,8 @@ class Problem:
 
     def f(self, t: Tensor, leaves: list[Tensor], args: tuple[Any, ...]) -> list[Tensor]:
         """Evaluate the field on flat leaves; t holds one time for each row."""
-        dy = self.field(t, self.shape.join(leaves), *args)
-        slopes = self.shape.leaves(dy)
+        dy = self.field(t, self.tree(leaves), *args)
+        slopes = self.structure.leaves(dy)
         if slopes is None or any(
             not isinstance(s, Tensor) or s.shape != leaf.shape
             for s, leaf in zip(slopes, leaves, strict=True)
@@ -151,7 +151,7 @@ class Problem:
 
     def tree(self, leaves: list[Tensor]) -> Any:  # noqa: ANN401
         """Give the caller's structure back to flat leaves."""
-        return self.shape.join(leaves)
+        return self.structure.join(leaves)
 
 
 @dataclass(frozen=True)
