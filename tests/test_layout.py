@@ -18,7 +18,7 @@ FLOORS = {
     "ode": 2, "field": 2, "manifold": 2,
     "transport": 3, "base": 3,
     "flow": 4, "distribution": 4, "likelihood": 4, "matching": 4, "samples": 4,
-    "importance": 4, "variational": 4,
+    "importance": 4, "variational": 4, "jump": 4,
     "recipes": 5, "train": 5, "export": 5, "plots": 5, "metrics": 5, "testing": 5,
     "cli": 6,
 }  # fmt: skip
@@ -35,12 +35,15 @@ NEIGHBOURS = {
     ("samples", "flow"),
     ("importance", "flow"),
     ("variational", "flow"),
+    ("jump", "flow"),
+    ("jump", "matching"),  # path points, couplings, time laws
+    ("jump", "samples"),
     ("export", "metrics"),
 }
 FORBIDDEN = {"utils", "util", "misc", "common", "helpers", "helper"}
 FACE = [
-    "Flow", "State", "base", "errors", "field", "load", "manifold", "matching", "metrics", "nll",
-    "ode", "recipes", "tracked", "train", "transport",
+    "Flow", "JumpFlow", "State", "base", "errors", "field", "jump", "load", "manifold", "matching",
+    "metrics", "nll", "ode", "recipes", "tracked", "train", "transport",
 ]  # fmt: skip
 
 

@@ -15,21 +15,31 @@ from cflow.base.poses import Poses
 from cflow.base.resampled import Resampled
 from cflow.base.tails import GeneralisedGaussian, StudentT
 from cflow.base.tempered import Tempered, tempered
+from cflow.base.tokens import (
+    Categorical,
+    EmpiricalTokens,
+    MaskTokens,
+    TokenBase,
+    UniformTokens,
+)
 from cflow.base.truncated import Truncated
 from cflow.base.uniform import ManifoldUniform
 from cflow.base.wrapped import WrappedNormal
 
 __all__ = [
     "Base",
+    "Categorical",
     "Centred",
     "ClassConditional",
     "Components",
     "DiagonalGaussian",
+    "EmpiricalTokens",
     "FullGaussian",
     "Gaussian",
     "GeneralisedGaussian",
     "Joint",
     "ManifoldUniform",
+    "MaskTokens",
     "MeanFreeGaussian",
     "Mixture",
     "ParzenWindows",
@@ -39,8 +49,10 @@ __all__ = [
     "Resampled",
     "StudentT",
     "Tempered",
+    "TokenBase",
     "Truncated",
     "Uniform",
+    "UniformTokens",
     "VonMises",
     "VonMisesFisher",
     "VonMisesFisherMixture",
