@@ -6,7 +6,8 @@
     python -m experiments.exports --smoke             # three rows without packages, into runs/
 
 A cell is written with the public functions and read back; it holds the parity,
-max|a - b| / max(1, max|b|) in float32, or the reason why there is no file. Cells that take longer
+max|a - b| / max(1, max|b|) in float32, or the share of tokens that differ, or the reason why there
+is no file. Cells that take longer
 than the limit of processor time say so (compilers run beside it). The page is written after every
 row, and is what --resume reads.
 """
@@ -25,12 +26,13 @@ import torch
 import tyro
 from torch import Tensor
 
-from cflow import Flow
+from cflow import Flow, JumpFlow
 from cflow.export import (
     Encoder,
     Exportable,
     LogProb,
     Sampler,
+    TokenSampler,
     export_aoti,
     export_onnx,
     export_pt2,
@@ -49,6 +51,7 @@ REASONS: tuple[tuple[str, str], ...] = (
     (r"is an estimate", "the likelihood is an estimate, which draws noise"),
     (r"is a bound", "the likelihood is a bound, which draws noise"),
     (r"points have no noise of their own", "dequantisation draws noise"),
+    (r"no map and no density", "tokens have no map and no density"),
     (r"No ONNX function found for .OpOverload\(op='([\w.]+)'", r"{0} has no ONNX operator"),
     (r"marked L\S+ as dynamic but your code speciali", "torch.func fixes its batch size"),
     (r"NYI: querying is_contiguous inside of vmap", "torch.func fixes its batch size"),
@@ -75,7 +78,7 @@ def written(kind: Kind, write: Writer, ending: str) -> Callable[[Flow, Row], flo
 
     def check(flow: Flow, row: Row) -> float:
         try:
-            return _parity(kind(exportable(flow)), write, ending, row)
+            return _parity(kind, exportable(flow), write, ending, row)
         except Exception as error:
             words = reason(error)
             if words is None:
@@ -85,18 +88,24 @@ def written(kind: Kind, write: Writer, ending: str) -> Callable[[Flow, Row], flo
     return check
 
 
-def _parity(module: Exportable, write: Writer, ending: str, row: Row) -> float:
-    noise, context = row.draw(module.flow, RUN)
+def sampler(flow: Flow | JumpFlow) -> Exportable:
+    return TokenSampler(flow) if isinstance(flow, JumpFlow) else Sampler(flow)
+
+
+def _parity(kind: Kind, flow: Flow, write: Writer, ending: str, row: Row) -> float:
+    module, (noise, context) = kind(flow), row.draw(flow, RUN)
     with torch.no_grad(), tempfile.TemporaryDirectory() as folder:
         x = noise
         if module.kind != "sampler":
-            x = Sampler(module.flow)(noise, context)
+            x = Sampler(flow)(noise, context)
         path = Path(folder) / f"file.{ending}"
         found = write(module, path, context=context, tolerance=ANYHOW)
         return max(found, apart(load_exported(path)(x, context), module(x, context)))
 
 
 def apart(a: Tensor, b: Tensor) -> float:
+    if not b.is_floating_point():
+        return float((a != b).double().mean())
     return float((a - b).abs().max() / b.abs().max().clamp(min=1.0))
 
 
@@ -112,9 +121,9 @@ def reason(error: BaseException) -> str | None:
 
 
 COLUMNS: dict[str, Callable[[Flow, Row], float]] = {
-    "sampler `.pt2`": written(Sampler, export_pt2, "pt2"),
-    "sampler ONNX": written(Sampler, export_onnx, "onnx"),
-    "sampler package": written(Sampler, export_aoti, "pt2"),
+    "sampler `.pt2`": written(sampler, export_pt2, "pt2"),
+    "sampler ONNX": written(sampler, export_onnx, "onnx"),
+    "sampler package": written(sampler, export_aoti, "pt2"),
     "encoder `.pt2`": written(Encoder, export_pt2, "pt2"),
     "encoder ONNX": written(Encoder, export_onnx, "onnx"),
     "`log_prob` `.pt2`": written(LogProb, export_pt2, "pt2"),
@@ -131,6 +140,11 @@ cell is a file that was written by `cflow.export` and read back: `Sampler` (nois
 the parity, max|a - b| / max(1, max|b|) against eager mode on the same inputs, the largest over
 batches of 1, 4, 7 and {run}; the writers accept 1e-5 and less, and more where a `tolerance` says
 so. Words say why there is no file.
+
+Samplers of tokens are `TokenSampler`s: uniform numbers to tokens, in a loop of the graph, so that
+files do not grow with their steps. There a number is the share of tokens that differ. The writers
+compare them on numbers in the middle of what they decide; one at the border of two tokens may fall
+to either side in another runtime.
 
 "Not within" so many seconds of processor time: tracing took longer. Maps without a closed inverse
 search for it, so that their slow direction is a long graph; so is the exact divergence of an image

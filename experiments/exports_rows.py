@@ -1,4 +1,4 @@
-"""The rows of docs/exports.md: every recipe, every field network, every context; all small.
+"""The rows of docs/exports.md: every recipe, field network, context, jump of tokens; all small.
 
 Recipes are those of docs/compatibility.md. A new field joins by one line here;
 tests/test_exports_table.py asks for it.
@@ -6,12 +6,12 @@ tests/test_exports_table.py asks for it.
 
 from collections.abc import Callable
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from cflow import Flow
+from cflow import Flow, JumpFlow, recipes
 from cflow.base import Gaussian, ManifoldUniform
 from cflow.data.meshes import icosphere
 from cflow.export.noise import to_noise
@@ -46,6 +46,12 @@ from cflow.field import (
     TimedMLP,
     TwoLayerField,
     UNetField,
+)
+from cflow.jump import (
+    ClassifierFreePosterior,
+    NoisingPath,
+    Posterior,
+    PredictorPosterior,
 )
 from cflow.manifold import Compact, Euclidean, Mesh, Quaternions, Rotations, Sphere, Torus
 from cflow.ode import Euler
@@ -198,8 +204,49 @@ def leap_on_sphere() -> Flow:
     return Flow(ManifoldUniform(Sphere(), VECTOR), Leap(flow_map, Euler(STEPS), manifold=Sphere()))
 
 
+def token_mlp(guide: Callable[[Posterior], Posterior] = lambda rates: rates) -> JumpFlow:
+    flow = recipes.token_mlp(3, 5, 2, hidden_features=(16, 16), base="uniform", steps=STEPS)
+    return flow.with_rates(guide(cast(Posterior, flow.rates)))
+
+
+def noising(rates: Posterior) -> Posterior:
+    return rates.along(NoisingPath(torch.full((5,), 0.2)))
+
+
+def first_token(t: Tensor, z: Tensor, context: Tensor | None) -> Tensor:
+    """Return log p(y | x) of an outcome y that a first value of tokens makes likely."""
+    return torch.nn.functional.logsigmoid(z[..., 0].sum(-1))
+
+
+SEQUENCE: dict[str, Any] = dict(width=8, layers=1, heads=2, steps=STEPS)
+MASKS, UNIFORM = 2 * STEPS, 2 * STEPS + 1  # numbers for each token
+JUMPS: dict[str, tuple[Callable[[], JumpFlow], int]] = {
+    "token_mlp": (token_mlp, UNIFORM),
+    "token_transformer": (lambda: recipes.token_transformer(4, 5, **SEQUENCE), MASKS),
+    "token_transformer, labels": (
+        lambda: recipes.token_transformer(4, 5, CLASSES, **SEQUENCE),
+        MASKS,
+    ),
+    "token_transformer, vectors, uniform": (
+        lambda: recipes.token_transformer(4, 5, context=2, base="uniform", **SEQUENCE),
+        UNIFORM,
+    ),
+    "ClassifierFreePosterior": (
+        lambda: token_mlp(lambda rates: ClassifierFreePosterior(rates, 2.0, null=0.0)),
+        UNIFORM,
+    ),
+    "PredictorPosterior": (
+        lambda: token_mlp(lambda rates: PredictorPosterior(noising(rates), first_token)),
+        UNIFORM,
+    ),
+}
+"""Flows of tokens, and how many numbers a file takes for each token."""
+
+
 def exportable(flow: Flow) -> Flow:
     """Return a flow before it rounds to grey levels, which would hide every difference."""
+    if isinstance(flow, JumpFlow):
+        return flow
     chain = flow.transport
     if isinstance(chain, Chain) and isinstance(chain[-1], Dequantize):
         return Flow(flow.base, chain[:-1], context_shape=flow.context_shape).eval()
@@ -226,4 +273,16 @@ def _fields() -> list[Row]:
     return [*rows, *curved, *clouds, *leaps]
 
 
-ROWS: tuple[Row, ...] = (*(row for row in EVERYTHING if row.section == "Recipes"), *_fields())
+def _tokens() -> list[Row]:
+    def row(name: str, build: Callable[[], JumpFlow], numbers: int) -> Row:
+        points = lambda batch, *event: torch.rand(batch, numbers, *event)
+        return Row(name, "Tokens", cast(Any, build), points)  # a row of points is a flow of them
+
+    return [row(name, *built) for name, built in JUMPS.items()]
+
+
+ROWS: tuple[Row, ...] = (
+    *(row for row in EVERYTHING if row.section == "Recipes"),
+    *_fields(),
+    *_tokens(),
+)

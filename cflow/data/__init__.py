@@ -8,10 +8,14 @@ from cflow.data import (
     lasa,
     meshes,
     particles,
+    promoters,
     ramachandran,
     regression,
     single_cell,
+    smiles,
     tables,
+    text,
+    tokens,
     torsion,
     toy,
 )
@@ -19,12 +23,14 @@ from cflow.data.digits import Split, digits
 from cflow.data.fetch import RemoteFile, fetch, find
 from cflow.data.grouped import grouped_split, random_split
 from cflow.data.mnist import MNIST, Labelled, mnist
+from cflow.data.vocabulary import Vocabulary
 
 __all__ = [
     "MNIST",
     "Labelled",
     "RemoteFile",
     "Split",
+    "Vocabulary",
     "anomaly",
     "crystals",
     "digits",
@@ -37,11 +43,15 @@ __all__ = [
     "meshes",
     "mnist",
     "particles",
+    "promoters",
     "ramachandran",
     "random_split",
     "regression",
     "single_cell",
+    "smiles",
     "tables",
+    "text",
+    "tokens",
     "torsion",
     "toy",
 ]

@@ -13,7 +13,9 @@ from cflow.nets.modulation import GroupNorm
 from cflow.nets.multihead import CrossAttention, SelfAttention
 from cflow.nets.one_hot import OneHot
 from cflow.nets.periodic import Embedded, PeriodicFeatures
+from cflow.nets.rotary import Rotary
 from cflow.nets.spectral import SpectralConv2d, SpectralLinear, induced_bound, spectral_bound
+from cflow.nets.token_transformer import TokenTransformer
 from cflow.nets.unet import UNet
 
 __all__ = [
@@ -40,9 +42,11 @@ __all__ = [
     "Messages",
     "OneHot",
     "PeriodicFeatures",
+    "Rotary",
     "SelfAttention",
     "SpectralConv2d",
     "SpectralLinear",
+    "TokenTransformer",
     "UNet",
     "activate",
     "activate_with_slope",

@@ -1,6 +1,7 @@
 """Training: the loop, its schedules, its checkpoints, what it watches, and where it reports to."""
 
 from cflow.train.batches import BatchSource, TrainingData
+from cflow.train.joined import JoinedOptimizer, muon
 from cflow.train.loop import Trainer, TrainResult
 from cflow.train.monitor import Monitor, Stage, WandbMonitor
 from cflow.train.presets import for_images, for_inference, for_tables
@@ -12,6 +13,7 @@ __all__ = [
     "BatchSource",
     "ConstantRate",
     "CosineDecay",
+    "JoinedOptimizer",
     "LayerStatistics",
     "Monitor",
     "PolynomialDecay",
@@ -28,5 +30,6 @@ __all__ = [
     "for_images",
     "for_inference",
     "for_tables",
+    "muon",
     "reflow",
 ]
