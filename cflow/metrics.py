@@ -27,6 +27,7 @@ __all__ = [
     "bits_per_dim",
     "energy_distance",
     "normalised_path_energy",
+    "perplexity",
     "sliced_wasserstein",
     "wasserstein",
 ]
@@ -37,6 +38,8 @@ EXACT_DISTANCE = "donot_use_mm_for_euclid_dist"  # the quick way loses small dis
 def bits_per_dim(log_prob: Batch, event_shape: Sequence[int]) -> Batch:
     """Turn log-likelihoods in nats into bits per dimension, in the units log_prob was taken in.
 
+    Of tokens these are bits per token.
+
     Args:
         log_prob: Log-likelihoods, `(*batch,)`; a lower bound gives an upper bound here.
         event_shape: Shape of one point.
@@ -46,6 +49,22 @@ def bits_per_dim(log_prob: Batch, event_shape: Sequence[int]) -> Batch:
         tensor([1.])
     """
     return -log_prob / (math.prod(event_shape) * math.log(2.0))
+
+
+def perplexity(log_prob: Batch, event_shape: Sequence[int]) -> Batch:
+    """Turn log-likelihoods of tokens in nats into perplexities, exp(-log p / tokens).
+
+    That of a text is the perplexity of the mean over its windows, not the mean of theirs.
+
+    Args:
+        log_prob: Log-likelihoods, `(*batch,)`; a lower bound gives an upper bound here.
+        event_shape: Shape of one point, such as a length.
+
+    Example:
+        >>> round(perplexity(torch.tensor(-4 * math.log(27.0)), (4,)).item(), 3)
+        27.0
+    """
+    return (-log_prob / math.prod(event_shape)).exp()
 
 
 def wasserstein(

@@ -48,6 +48,7 @@ REASONS: tuple[tuple[str, str, str], ...] = (
     (DATA, r"series\.py", "length drawn at random"),
     (DATA, r"leap\.py", "searches for the inverse until it is found"),
     (DATA, r"cflow/ode/", "chooses its steps as it goes"),
+    (r"only Tensors of floating point dtype can require gradients", r"", "tokens have no gradient"),
     # The loop of an adaptive solver keeps its clock in NumPy: dynamo stops where it is built.
     (r"Unsupported context manager", r"cflow/ode/loop\.py", "chooses its steps as it goes"),
     (r"doesn't have storage", r"cflow/ode/loop\.py", "chooses its steps as it goes"),

@@ -42,6 +42,7 @@ from cflow.transport import (
     AdditiveMap,
     Affine,
     AffineMap,
+    ArgmaxDequantize,
     AutoregressiveLayer,
     BernsteinMap,
     Chain,
@@ -312,6 +313,14 @@ VECTOR, CONTEXT = (3,), (2,)
 LAYERS: dict[str, Built] = {
     "ActNorm": (lambda: ActNorm((3,)), VECTOR, None),
     "Affine": (lambda: Affine(torch.tensor([2.0, -0.5, 1.0]), 0.3), VECTOR, None),
+    "ArgmaxDequantize": (
+        lambda: ArgmaxDequantize(
+            4,
+            Elementwise(AffineMap(), (3, 4), conditioner=MLP(12, 24, hidden_features=(8,))),
+        ),
+        (3, 4),
+        None,
+    ),
     "AutoregressiveLayer, Incremental": (
         lambda: autoregressive(AffineMap(), Incremental(2)),
         VECTOR,

@@ -109,8 +109,8 @@ class Settings:
 
 
 SMOKE: dict[str, Any] = dict(
-    hidden=(16,), embedding=4, optimizer_steps=3, points=500, batch=64, tested=16, repeats=4, drawn=500,
-    steps=(1, 4), pairs=128, threads=1,
+    hidden=(16,), embedding=4, optimizer_steps=3, points=500, batch=64, tested=16, repeats=4,
+    drawn=500, steps=(1, 4), pairs=128, threads=1,
 )  # fmt: skip
 
 

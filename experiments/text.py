@@ -30,9 +30,9 @@ import torch
 import tyro
 from torch import Generator, Tensor, nn
 
-from cflow.base import MaskTokens
+from cflow import JumpFlow, load, recipes
 from cflow.data import text
-from cflow.jump import JumpFlow, NetworkPosterior, TransformerRates, negative_elbo
+from cflow.jump import negative_elbo
 from cflow.plots.figure import COLOURS, figure_of, save_figure
 from cflow.train import CosineDecay, Trainer, WandbMonitor, muon
 from experiments.text_looks import fill, ngrams, steer, steps
@@ -89,9 +89,7 @@ def main(settings: Settings) -> dict[str, Any]:
         report["training"] = fit(flow, train, windows, settings, shown)
         flow.save(settings.out / "flow.safetensors")
     else:
-        import cflow
-
-        cflow.load(settings.weights, into=flow)
+        load(settings.weights, into=flow)
     flow.eval()
     with torch.autocast("cpu", torch.bfloat16, enabled=settings.bfloat16):
         report["bound"] = bound(flow, windows, settings)
@@ -105,17 +103,13 @@ def main(settings: Settings) -> dict[str, Any]:
 
 
 def build(vocabulary: int, settings: Settings) -> JumpFlow:
-    base = MaskTokens(settings.length, vocabulary)
-    network = TransformerRates(
+    return recipes.token_transformer(
         settings.length,
-        base.states,
         vocabulary,
-        timed=False,  # the masks tell
         width=settings.width,
         layers=settings.layers,
         heads=settings.heads,
     )
-    return JumpFlow(base, NetworkPosterior(network, base))
 
 
 def fit(
@@ -167,8 +161,7 @@ def bound(flow: JumpFlow, windows: Tensor, settings: Settings) -> dict[str, floa
     began, values = time.perf_counter(), []
     with torch.no_grad():
         for rows in windows.split(64):
-            passes = [flow.elbo(rows, repeats=1, generator=generator)]
-            passes += [flow.elbo(rows, generator=generator) for _ in range(settings.repeats - 1)]
+            passes = [flow.elbo(rows, generator=generator) for _ in range(settings.repeats)]
             values.append(torch.stack(passes).mean(0))
     each = -torch.cat(values) / settings.length
     mean, error = each.mean().item(), (each.std() / len(each) ** 0.5).item()

@@ -2,11 +2,13 @@
 
 import re
 import time
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Generator, Tensor, nn
 
+from cflow.data.text import Text
 from cflow.jump import (
     FirstHitting,
     JumpFlow,
@@ -22,22 +24,19 @@ HEADING = ":\n"  # a change of the speaker
 SCALES = (0.0, 1.0, 2.0, 4.0)  # of guidance
 
 
-class Corpus(Protocol):
-    """What is needed of `cflow.data.text.Text`."""
-
-    train: Tensor
-    test: Tensor
-    vocabulary: Any
-
-
 class Looks(Protocol):
     """The settings that are read here."""
 
-    length: int
-    drawn: int
-    steps: tuple[int, ...]
-    seed: int
-    out: Any
+    @property
+    def length(self) -> int: ...
+    @property
+    def drawn(self) -> int: ...
+    @property
+    def steps(self) -> tuple[int, ...]: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def out(self) -> Path: ...
 
 
 def ngrams(train: Tensor, test: Tensor, vocabulary: int) -> dict[str, float]:
@@ -48,7 +47,7 @@ def ngrams(train: Tensor, test: Tensor, vocabulary: int) -> dict[str, float]:
 
 
 def steps(
-    flow: JumpFlow, corpus: Corpus, train: Tensor, test: Tensor, settings: Looks
+    flow: JumpFlow, corpus: Text, train: Tensor, test: Tensor, settings: Looks
 ) -> list[dict[str, Any]]:
     """Draw windows in few and many steps, and hold their characters against the text."""
     size = len(corpus.vocabulary)
@@ -78,7 +77,7 @@ def steps(
 
 
 def statistics(
-    x: Tensor, counted: Tensor, trigrams: NGrams, words: set[str], corpus: Corpus
+    x: Tensor, counted: Tensor, trigrams: NGrams, words: set[str], corpus: Text
 ) -> dict[str, float]:
     """Hold windows against the text that was learned.
 
@@ -98,12 +97,12 @@ def statistics(
     }
 
 
-def spelled(corpus: Corpus, tokens: Tensor) -> set[str]:
+def spelled(corpus: Text, tokens: Tensor) -> set[str]:
     """Return the words of a text, in lower case."""
     return {word.lower() for word in re.findall(r"[A-Za-z']+", corpus.vocabulary.decode(tokens))}
 
 
-def fill(flow: JumpFlow, corpus: Corpus, windows: Tensor, settings: Looks) -> dict[str, Any]:
+def fill(flow: JumpFlow, corpus: Text, windows: Tensor, settings: Looks) -> dict[str, Any]:
     """Hide the middle quarter of windows, and draw it given the rest."""
     x = windows[: settings.drawn]
     length = settings.length
@@ -139,7 +138,7 @@ class Counts(nn.Module):
         return nn.functional.logsigmoid(self.weight(one_hot.float().mean(1))[:, 0])
 
 
-def steer(flow: JumpFlow, corpus: Corpus, train: Tensor, settings: Looks) -> list[dict[str, Any]]:
+def steer(flow: JumpFlow, corpus: Text, train: Tensor, settings: Looks) -> list[dict[str, Any]]:
     """Guide towards windows with more changes of speaker than most."""
     states = flow.base.states
     windows = train[: len(train) // settings.length * settings.length].view(-1, settings.length)
@@ -180,6 +179,6 @@ def steer(flow: JumpFlow, corpus: Corpus, train: Tensor, settings: Looks) -> lis
     return found
 
 
-def changes(corpus: Corpus, windows: Tensor) -> Tensor:
+def changes(corpus: Text, windows: Tensor) -> Tensor:
     """Count changes of the speaker in each window."""
     return torch.tensor([float(corpus.vocabulary.decode(x).count(HEADING)) for x in windows])

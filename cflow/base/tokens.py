@@ -8,6 +8,7 @@ Source: Austin et al. (2021), Structured denoising diffusion models in discrete 
 2107.03006, section 3.1; Gat et al. (2024), Discrete flow matching, arXiv 2407.15595, section 2.
 """
 
+import math
 from abc import abstractmethod
 from collections.abc import Sequence
 
@@ -124,17 +125,24 @@ class Categorical(TokenBase):
         generator: Generator | None = None,
     ) -> Data:
         full = (*shape, *self.event_shape)
-        below = self.probs.cumsum(-1).double()
-        u = torch.rand((*full, 1), generator=generator, device=below.device, dtype=torch.float64)
-        # the last state with mass ends at the total itself, so that no draw falls beyond it
-        u = u * below[..., -1:]
-        return (u >= below).sum(-1)
+        one = self.probs.numel() == self.states  # law for all tokens
+        probs = self.probs.reshape(-1) if one else self.probs.expand(*self.event_shape, -1)
+        below = probs.double().cumsum(-1)
+        total = below[-1] if one else below[..., -1:]
+        u = torch.rand(full, generator=generator, device=below.device, dtype=torch.float64)
+        u = u if one else u.reshape(-1, *self.event_shape).movedim(0, -1).contiguous()
+        # a state is found where its running sum is the first above u: it has mass of its own, and
+        # the last with mass ends at the total itself, so that no draw falls beyond it
+        x = torch.searchsorted(below, u * total, right=True)
+        return x if one else x.movedim(-1, 0).reshape(full)
 
     def log_prob(self, x: Data, context: Tensor | None = None) -> Batch:
-        expect_trailing("Categorical.log_prob", "x", x, self.event_shape)
+        _expect_integers("Categorical.log_prob", x, self.event_shape)
         table = self.probs.expand(*self.event_shape, self.states).log()
         table = table.expand(*x.shape, self.states)
-        return _summed(table.gather(-1, x[..., None])[..., 0], len(self.event_shape))
+        inside = x.clamp(0, self.states - 1).long()
+        each = table.gather(-1, inside[..., None])[..., 0]
+        return _summed(each.masked_fill(inside != x, -torch.inf), len(self.event_shape))
 
 
 class UniformTokens(TokenBase):
@@ -175,9 +183,10 @@ class UniformTokens(TokenBase):
         return torch.randint(self.vocabulary, full, generator=generator, device=self.probs.device)
 
     def log_prob(self, x: Data, context: Tensor | None = None) -> Batch:
-        expect_trailing("UniformTokens.log_prob", "x", x, self.event_shape)
+        _expect_integers("UniformTokens.log_prob", x, self.event_shape)
+        outside = (x < 0) | (x >= self.vocabulary)
         each = self.probs.log()[0].expand(x.shape)
-        return _summed(each, len(self.event_shape))
+        return _summed(each.masked_fill(outside, -torch.inf), len(self.event_shape))
 
 
 class MaskTokens(TokenBase):
@@ -221,7 +230,7 @@ class MaskTokens(TokenBase):
         return torch.full(full, self.vocabulary, device=self.probs.device)
 
     def log_prob(self, x: Data, context: Tensor | None = None) -> Batch:
-        expect_trailing("MaskTokens.log_prob", "x", x, self.event_shape)
+        _expect_integers("MaskTokens.log_prob", x, self.event_shape)
         each = torch.where(x == self.vocabulary, 0.0, -torch.inf).to(self.probs.dtype)
         return _summed(each, len(self.event_shape))
 
@@ -249,11 +258,13 @@ class EmpiricalTokens(TokenBase):
                 f"EmpiricalTokens: needs a table (rows, *event), got {tuple(tokens.shape)}"
             )
         super().__init__(tokens.shape[1:], vocabulary, masked=masked)
-        low, high = int(tokens.min()), int(tokens.max())
-        if tokens.is_floating_point() or low < 0 or high >= self.states:
+        _expect_integers("EmpiricalTokens", tokens, self.event_shape)
+        outside = (tokens < 0) | (tokens >= self.states)
+        if bool(outside.any()):
+            place = tuple(outside.nonzero()[0].tolist())
             raise DomainError(
-                f"EmpiricalTokens: tokens must be integers from 0 to {self.states - 1}, got "
-                f"{tokens.dtype} from {low} to {high}"
+                f"EmpiricalTokens: tokens must lie between 0 and {self.states - 1}, got "
+                f"{int(tokens[place])} at index {place} ({int(outside.sum())} tokens are affected)"
             )
         self.tokens: Tensor
         self.register_buffer("tokens", tokens.long())
@@ -284,13 +295,21 @@ class EmpiricalTokens(TokenBase):
         return self.tokens[rows]
 
     def log_prob(self, x: Data, context: Tensor | None = None) -> Batch:
-        expect_trailing("EmpiricalTokens.log_prob", "x", x, self.event_shape)
-        ndim = len(self.event_shape)
-        flat = x.reshape(-1, 1, *self.event_shape)
-        same = flat == self.tokens
-        same = same.flatten(2).all(-1) if ndim else same
-        share = same.to(torch.get_default_dtype()).mean(-1)
-        return share.log().reshape(x.shape[: x.dim() - ndim])
+        _expect_integers("EmpiricalTokens.log_prob", x, self.event_shape)
+        rows = len(self.tokens)
+        flat = torch.cat([self.tokens, x.reshape(-1, *self.event_shape)]).reshape(
+            -1, math.prod(self.event_shape)
+        )
+        kind = flat.unique(dim=0, return_inverse=True)[1]
+        count = torch.bincount(kind[:rows], minlength=int(kind.max()) + 1)
+        share = count[kind[rows:]].to(torch.get_default_dtype()) / rows
+        return share.log().reshape(x.shape[: x.dim() - len(self.event_shape)])
+
+
+def _expect_integers(where: str, x: Tensor, event_shape: tuple[int, ...]) -> None:
+    expect_trailing(where, "tokens", x, event_shape)
+    if x.dtype == torch.bool or x.is_floating_point() or x.is_complex():
+        raise DomainError(f"{where}: tokens must be integers, got {x.dtype}; call .long()")
 
 
 def _summed(each: Tensor, ndim: int) -> Tensor:

@@ -10,10 +10,11 @@ import inspect
 import re
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
 
 from cflow.errors import DomainError
 from cflow.flow import Flow
+from cflow.jump import JumpFlow
 from cflow.recipes.recipe import OPTIONS, RECIPES
 
 __all__ = ["find_recipe", "fits", "known_or_nearest", "parameters", "read_arguments"]
@@ -36,21 +37,30 @@ def known_or_nearest(where: str, what: str, name: str, table: Iterable[str]) -> 
 
 
 def find_recipe(name: str) -> Callable[..., Flow]:
-    """Return the recipe of that name, one that builds a flow from numbers alone.
+    """Return the recipe of that name, one that builds a flow of points from numbers alone.
 
     Raises:
-        DomainError: There is none.
+        DomainError: There is none, or it makes tokens.
 
     Example:
         >>> find_recipe("nsf")(2, transforms=1, hidden_features=(8,)).event_shape
         (2,)
     """
-    whole = [key for key, build in RECIPES.items() if "flow" not in parameters(build)]
+    if name in RECIPES and "vocabulary" in parameters(RECIPES[name]):
+        raise DomainError(
+            f"train: {name} makes tokens, which this command does not train; call "
+            f"cflow.recipes.{name} in a script, with the loss cflow.jump.negative_elbo"
+        )
+    whole = [
+        key
+        for key, build in RECIPES.items()
+        if not {"flow", "vocabulary"} & parameters(build).keys()
+    ]
     known_or_nearest("train", "recipe", name, whole)
-    return RECIPES[name]
+    return cast(Callable[..., Flow], RECIPES[name])
 
 
-def parameters(build: Callable[..., Flow]) -> Mapping[str, inspect.Parameter]:
+def parameters(build: Callable[..., Flow | JumpFlow]) -> Mapping[str, inspect.Parameter]:
     """Return what a recipe takes, by name."""
     return inspect.signature(build).parameters
 

@@ -17,6 +17,7 @@ from cflow.cli.arrays import one_hot
 from cflow.cli.points import brought, on_manifold
 from cflow.errors import DomainError, ShapeError
 from cflow.flow import Flow
+from cflow.jump import JumpFlow
 
 __all__ = ["Built", "build", "classes_of"]
 
@@ -91,7 +92,7 @@ def build(
     return Built(flow, brought("train", flow, x, project=project), context)
 
 
-def classes_of(flow: Flow) -> int:
+def classes_of(flow: Flow | JumpFlow) -> int:
     """Return the number of classes whose labels are the context of a flow, or 0.
 
     Example:

@@ -7,6 +7,7 @@ from cflow.cli.arguments import known_or_nearest
 from cflow.errors import DomainError
 from cflow.field import ClassifierFree, Field, null_of
 from cflow.flow import Flow
+from cflow.jump import JumpFlow
 from cflow.ode import (
     RK4,
     AdamsBashforth2,
@@ -97,7 +98,7 @@ def device_of(name: str) -> torch.device:
         raise DomainError(f"--device: there is no {name!r} here ({error})") from error
 
 
-def placed(values: Tensor, flow: Flow) -> Tensor:
+def placed(values: Tensor, flow: Flow | JumpFlow) -> Tensor:
     """Return values on the device of a flow; floats in its dtype, whole numbers as they are.
 
     Example:

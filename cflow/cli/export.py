@@ -16,6 +16,7 @@ from cflow.cli.command import Command
 from cflow.cli.files import expect_writable, flow_file, flow_of
 from cflow.errors import DomainError
 from cflow.flow import Flow
+from cflow.jump import JumpFlow
 from cflow.ode import FixedStep
 from cflow.transport import Chain, Dequantize
 
@@ -37,7 +38,7 @@ class Export(Command):
 
     The file is compared with the flow before the command returns. Run it by `cflow sample` and
     `cflow log-prob`, or without cflow. A flow of grey levels gives shades in [0, 1], not yet
-    rounded to levels.
+    rounded to levels; one of tokens takes uniform numbers, a few for each token and step.
 
     Attributes:
         file: A run folder, or a .safetensors file.
@@ -45,11 +46,12 @@ class Export(Command):
         format: For onnxruntime; for torch (torch.export); or compiled ahead of time for this
             machine, for torch as well.
         what: Noise to samples, data to noise, or data to log-likelihoods.
-        steps: Steps of the solver, for a flow with an ODE.
+        steps: Steps of the solver, for a flow with an ODE, or of the jumps of tokens.
         solver: Name of the solver that takes these steps: euler, midpoint, heun, rk4, ab2, ab3.
         calibrate: Choose the solver, its times and its weights by a fine solve of the flow; the
             steps are then evaluations of the field.
-        guidance: Scale of classifier-free guidance, for a flow with an ODE and a context.
+        guidance: Scale of classifier-free guidance, for a flow with an ODE, or tokens, and a
+            context.
         context: One condition to build in, such as 3 or a file of one row; without it, a flow with
             a context gives a file that takes it as a second input.
         bfloat16: Keep the weights in half the bytes; what it costs is reported.
@@ -98,9 +100,17 @@ class Export(Command):
         size = path.stat().st_size
         return f"{self.what}: {size:,} bytes, {parity:.1e} off the flow{said}; {path}"
 
-    def _module(self, flow: Flow, labels: Tensor | None) -> "Exportable":
+    def _module(self, flow: Flow | JumpFlow, labels: Tensor | None) -> "Exportable":
         from cflow import export
 
+        if isinstance(flow, JumpFlow):
+            if self.what != "sampler" or self.solver or self.calibrate or self.bfloat16:
+                raise DomainError(
+                    "export: of tokens there is a sampler alone, of --steps; leave out --what, "
+                    "--solver, --calibrate and --bfloat16"
+                )
+            guidance, context = self.guidance, self._context(flow)
+            return export.TokenSampler(flow, self.steps, guidance=guidance, context=context)
         if self.calibrate and (self.steps is None or self.solver or self.what != "sampler"):
             raise DomainError(
                 "export: --calibrate finds the solver of a sampler; give --steps, and leave out "
@@ -125,7 +135,7 @@ class Export(Command):
         steps = "" if self.steps is None else f"_{self.steps}"
         return f"{self.what.replace('-', '_')}{steps}.{ENDINGS[self.format]}"
 
-    def _context(self, flow: Flow) -> Tensor | None:
+    def _context(self, flow: Flow | JumpFlow) -> Tensor | None:
         """Return the one condition that is built in, or None."""
         if self.context is None:
             return None
@@ -135,11 +145,13 @@ class Export(Command):
         return placed(rows[0], flow)
 
 
-def _shades(flow: Flow) -> Flow:
+def _shades(flow: Flow | JumpFlow) -> Flow | JumpFlow:
     """Return a flow of grey levels before it rounds to them; any other as it is.
 
     A rounded shade is either right or a whole level off, so that nothing could be compared.
     """
+    if isinstance(flow, JumpFlow):
+        return flow
     if not isinstance(flow.transport, Chain) or not isinstance(flow.transport[-1], Dequantize):
         return flow
     shades = Flow(flow.base, flow.transport[:-1], context_shape=flow.context_shape)
@@ -147,7 +159,7 @@ def _shades(flow: Flow) -> Flow:
     return shades.eval()
 
 
-def _labels(flow: Flow) -> Tensor | None:
+def _labels(flow: Flow | JumpFlow) -> Tensor | None:
     """Return labels to trace and compare with, for a flow that takes labels."""
     classes = classes_of(flow)
     return torch.arange(classes) if classes else None

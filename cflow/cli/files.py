@@ -12,7 +12,8 @@ from typing import Any
 from cflow import archive
 from cflow.errors import CheckpointError, DomainError
 from cflow.flow import Flow
-from cflow.recipes import load
+from cflow.jump import JumpFlow
+from cflow.recipes.recipe import load_any
 
 __all__ = [
     "CHECKPOINT",
@@ -51,15 +52,15 @@ def flow_file(path: Path) -> Path | None:
     raise CheckpointError(f"cannot use {path}: the folder holds no {FLOW} of a training")
 
 
-def flow_of(path: Path) -> Flow | None:
-    """Load the flow of a file or a run folder; None for an exported file.
+def flow_of(path: Path) -> Flow | JumpFlow | None:
+    """Load the flow, of points or of tokens, of a file or a run folder; None for an exported file.
 
     Raises:
         CheckpointError: It cannot be read.
     """
     found = flow_file(path)
     try:
-        return None if found is None else load(found)
+        return None if found is None else load_any(found)
     except (json.JSONDecodeError, KeyError) as error:
         raise CheckpointError(f"cannot read {found}: its header is damaged ({error})") from error
 

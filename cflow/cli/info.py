@@ -12,6 +12,7 @@ from cflow.cli.build import classes_of
 from cflow.cli.command import Command
 from cflow.cli.files import HISTORY, SETTINGS, flow_of, read_json
 from cflow.flow import Flow
+from cflow.jump import JumpFlow
 from cflow.ode import Solver
 from cflow.recipes.recipe import RECIPES
 
@@ -76,9 +77,8 @@ def _listed(default: Any) -> Any:  # noqa: ANN401
     return list(default) if isinstance(default, tuple) else default
 
 
-def _facts(flow: Flow) -> dict[str, Any]:
-    parts = (getattr(part, "solver", None) for part in flow.transport.modules())
-    classes, solvers = classes_of(flow), {str(part) for part in parts if isinstance(part, Solver)}
+def _facts(flow: Flow | JumpFlow) -> dict[str, Any]:
+    classes = classes_of(flow)
     context = "none" if flow.context_shape is None else f"shape {flow.context_shape}"
     return {
         "flow": spelled(None if flow.recipe is None else flow.recipe.describe()),
@@ -87,8 +87,17 @@ def _facts(flow: Flow) -> dict[str, Any]:
         "context": f"labels 0 .. {classes - 1}" if classes else context,
         "parameters": f"{sum(p.numel() for p in flow.parameters()):,}",
         "likelihood": flow.likelihood,
-        "solver": ", ".join(sorted(solvers)) or "none: zero solver steps",
+        **_steps(flow),
     }
+
+
+def _steps(flow: Flow | JumpFlow) -> dict[str, Any]:
+    """Return how samples come about."""
+    if isinstance(flow, JumpFlow):
+        return {"vocabulary": flow.base.vocabulary, "sampler": flow.sampler}
+    parts = (getattr(part, "solver", None) for part in flow.transport.modules())
+    solvers = {str(part) for part in parts if isinstance(part, Solver)}
+    return {"solver": ", ".join(sorted(solvers)) or "none: zero solver steps"}
 
 
 def _figures(path: Path) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from cflow.cli.noise import in_batches
 from cflow.cli.points import brought
 from cflow.errors import DomainError, ShapeError, expect_finite, expect_positive
 from cflow.flow import Flow
+from cflow.jump import JumpFlow
 from cflow.metrics import bits_per_dim
 from cflow.samples import log_probs
 
@@ -37,7 +38,7 @@ class LogProb(Command):
 
     Attributes:
         file: A .safetensors file, a run folder, or an exported log-likelihood.
-        data: Points, one a row: .npy, .npz or .csv.
+        data: Points, or tokens, one a row: .npy, .npz or .csv.
         out: A .npy file for the values of all points.
         context: Conditions: a file with one for each point, or one for all, such as 3 or (0.5,1).
         seed: Decides the noise of estimates and bounds.
@@ -77,20 +78,19 @@ class LogProb(Command):
             f"({MEANINGS[likelihood]}){written}"
         )
 
-    def _under(self, flow: Flow, x: Tensor) -> tuple[Tensor, str]:
+    def _under(self, flow: Flow | JumpFlow, x: Tensor) -> tuple[Tensor, str]:
         device = device_of(self.device)
         flow = flow.to(device)
         x = _as_points("this flow", x, flow.event_shape, whole=flow.likelihood == "bound")
         x = brought("log-prob", flow, x, project=self.project)
         context = self._context(len(x), flow.context_shape, classes_of(flow))
-        values = log_probs(
-            flow,
-            placed(x, flow),
-            None if context is None else placed(context, flow),
-            batch=self.batch,
-            generator=Generator(device).manual_seed(self.seed),
-            progress=True,
-        )
+        x, context = placed(x, flow), None if context is None else placed(context, flow)
+        generator = Generator(device).manual_seed(self.seed)
+        if isinstance(flow, JumpFlow):
+            with torch.no_grad():
+                bound = lambda x, context: flow.elbo(x, context, generator=generator).cpu()
+                return in_batches(bound, x, context, self.batch), flow.likelihood
+        values = log_probs(flow, x, context, batch=self.batch, generator=generator, progress=True)
         return values.cpu(), flow.likelihood
 
     def _exported(self, x: Tensor) -> tuple[Tensor, str]:

@@ -5,6 +5,7 @@ from torch import Tensor
 from cflow.base import ManifoldUniform
 from cflow.errors import DomainError
 from cflow.flow import Flow
+from cflow.jump import JumpFlow
 from cflow.manifold import expect_on
 
 __all__ = ["brought", "on_manifold"]
@@ -21,7 +22,7 @@ def on_manifold(flow: Flow) -> bool:
     return any(isinstance(law, ManifoldUniform) for law in flow.base.modules())
 
 
-def brought(where: str, flow: Flow, x: Tensor, *, project: bool) -> Tensor:
+def brought(where: str, flow: Flow | JumpFlow, x: Tensor, *, project: bool) -> Tensor:
     """Return data on the manifold of the flow, which starts from its uniform law if it has one.
 
     Args:

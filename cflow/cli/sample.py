@@ -16,8 +16,10 @@ from cflow.cli.exported import opened
 from cflow.cli.files import expect_writable, flow_of
 from cflow.cli.noise import in_batches, read_noise, standard_noise
 from cflow.cli.pictures import expect_drawable, picture
+from cflow.cli.tokens import tokens
 from cflow.errors import DomainError, expect_positive
 from cflow.flow import Flow
+from cflow.jump import JumpFlow
 
 __all__ = ["Sample"]
 
@@ -27,15 +29,18 @@ class Sample(Command):
     """Draw samples from a saved flow, a run folder or an exported file.
 
     An exported file needs onnxruntime, or torch alone. It starts from standard noise, normal or
-    uniform, or from that of a file; a seed gives a flow and its exported sampler the same.
+    uniform, or from that of a file; a seed gives a flow of points and its exported sampler the
+    same. Tokens are whole numbers.
 
     Attributes:
         file: A .safetensors file, a run folder, or an exported sampler.
         number: How many; by default one for each row of noise or context, or 1000.
         out: Where they go: .npy for numbers, .png for a picture of points in the plane or images.
-        steps: Steps of the solver of a flow with an ODE; by default its own solver.
+        steps: Steps of the solver of a flow with an ODE, or of the jumps of tokens; by default its
+            own.
         solver: Name of the solver that takes these steps: euler, midpoint, heun, rk4, ab2, ab3.
-        guidance: Scale of classifier-free guidance, for a flow with an ODE and a context.
+        guidance: Scale of classifier-free guidance, for a flow with an ODE, or tokens, and a
+            context.
         context: Conditions, taken in turn: a file, or one of them such as 3 or (0.5,1).
         noise: A file of noise to start from, in place of the seed.
         seed: Decides the noise.
@@ -67,9 +72,14 @@ class Sample(Command):
             expect_positive("sample", number=self.number)
         flow = flow_of(self.file)
         expect_writable(self.out)
-        x = self._exported() if flow is None else self._from(flow)
+        x = self._drawn(flow)
         (picture if drawn else write_array)(self.out, x)
         return f"{len(x)} samples of shape {tuple(x.shape[1:])}; {self.out}"
+
+    def _drawn(self, flow: Flow | JumpFlow | None) -> Tensor:
+        if flow is None:
+            return self._exported()
+        return self._tokens(flow) if isinstance(flow, JumpFlow) else self._from(flow)
 
     def _from(self, flow: Flow) -> Tensor:
         if self.out.suffix == ".png":
@@ -90,6 +100,27 @@ class Sample(Command):
                 context,
                 self.batch,
             )
+
+    def _tokens(self, flow: JumpFlow) -> Tensor:
+        if self.out.suffix == ".png":
+            expect_drawable(flow.event_shape)
+        if self.solver is not None or self.noise is not None:
+            raise DomainError(
+                "sample: tokens have no solver, and are drawn as they go; leave out --solver and "
+                "--noise"
+            )
+        device = device_of(self.device)
+        given = self._context(flow.context_shape, classes_of(flow))
+        n = self._count(None, given)
+        return tokens(
+            flow.to(device),
+            n,
+            rows_of(given, n),
+            steps=self.steps,
+            guidance=self.guidance,
+            batch=self.batch,
+            generator=Generator(device).manual_seed(self.seed),
+        )
 
     def _exported(self) -> Tensor:
         if any(option is not None for option in (self.steps, self.solver, self.guidance)):

@@ -9,6 +9,7 @@ from cflow.export.precision import QualityLoss, low_precision
 from cflow.export.pt2 import export_pt2
 from cflow.export.reader import Exported, describe, load_exported
 from cflow.export.sampler import Sampler
+from cflow.export.token_sampler import TokenSampler
 
 __all__ = [
     "Encoder",
@@ -18,6 +19,7 @@ __all__ = [
     "LogProb",
     "QualityLoss",
     "Sampler",
+    "TokenSampler",
     "describe",
     "export_aoti",
     "export_onnx",

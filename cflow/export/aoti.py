@@ -35,13 +35,14 @@ def export_aoti(
     in memory; `load_exported` looks at them first.
 
     Args:
-        module: A `Sampler`, `Encoder` or `LogProb`.
+        module: A `Sampler`, `Encoder`, `LogProb` or `TokenSampler`.
         path: The file to write, ending in `.pt2`.
         context: Conditions to trace and check with, as for `export_pt2`.
         tolerance: Largest parity that is accepted.
 
     Returns:
-        The parity of the written file, max|a - b| / max(1, max|b|).
+        The parity of the written file, max|a - b| / max(1, max|b|), or the share of tokens that
+        differ.
 
     Raises:
         MissingExtraError: There is no C++ compiler.

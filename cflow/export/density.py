@@ -6,8 +6,9 @@ import torch
 from torch import Generator, Tensor
 
 from cflow.errors import DomainError
-from cflow.export.exportable import Exportable, Kind, draw_base
+from cflow.export.exportable import Kind
 from cflow.export.noise import to_noise
+from cflow.export.of_flow import OfFlow, draw_base
 from cflow.flow import Flow
 from cflow.state import State
 from cflow.transport import Stochastic
@@ -16,7 +17,7 @@ from cflow.typing import Batch, Data, Points
 __all__ = ["Encoder", "FromData", "LogProb"]
 
 
-class FromData(Exportable):
+class FromData(OfFlow):
     """Take points of the data; arguments are those of `Sampler`."""
 
     input_name: ClassVar[str] = "x"

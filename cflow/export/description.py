@@ -7,8 +7,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from cflow.export.exportable import Exportable, sampled, stepped
-from cflow.export.noise import noise_law
+from cflow.export.exportable import Exportable
 from cflow.export.parity import CHECKED, SEED
 
 __all__ = ["FORMAT", "KEY", "NAME", "Format", "described"]
@@ -38,10 +37,8 @@ def described(
         tolerance: Largest parity that is accepted.
         parity: What was found, where it is known.
     """
-    flow = module.flow
-    hands: list[Any] = [part.solver for part in stepped(flow.transport)]
-    hands += [part.sampler for part in sampled(flow.transport)]
-    context = inputs.get("context")
+    context, facts = inputs.get("context"), module.facts()
+    shapes = {name: facts.pop(name) for name in ("data_shape", "base", "base_shape")}
     fields: dict[str, Any] = {
         "cflow": FORMAT,
         "kind": module.kind,
@@ -49,16 +46,11 @@ def described(
         "inputs": list(inputs),
         "output": module.output_name,
         "event_shape": module.in_shape,
-        "data_shape": flow.event_shape,
-        "base": noise_law(flow.base),
-        "base_shape": flow.base.event_shape,
+        **shapes,
         "context_shape": module.context_shape,
         "context_dtype": None if context is None else _name(context),
         "dtype": _name(inputs[module.input_name]),
-        "steps": [each.steps for each in hands],
-        "solvers": [str(each) for each in hands],
-        "guidance": module.guidance,
-        "likelihood": flow.likelihood if module.kind == "log_prob" else None,
+        **facts,
         "parity": {"found": parity, "tolerance": tolerance, "seed": SEED, "batches": CHECKED},
         "versions": {"cflow": version("cflow"), "torch": torch.__version__},
     }

@@ -6,6 +6,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,13 +31,14 @@ def export_onnx(
     """Write an ONNX model: inputs `noise` (or `x`) and `context`, output `samples` and the like.
 
     Args:
-        module: A `Sampler`, `Encoder` or `LogProb`.
+        module: A `Sampler`, `Encoder`, `LogProb` or `TokenSampler`.
         path: The file to write.
         context: Conditions to trace and check with, as for `export_pt2`.
         tolerance: Largest parity that is accepted, measured with onnxruntime.
 
     Returns:
-        The parity of the written file, max|a - b| / max(1, max|b|).
+        The parity of the written file, max|a - b| / max(1, max|b|), or the share of tokens that
+        differ.
 
     Raises:
         MissingExtraError: onnx, onnxscript or onnxruntime is not installed.
@@ -69,14 +71,22 @@ def export_onnx(
             ) from error
     assert written is not None
     model = written.model_proto
-    for node in model.graph.node:  # notes on where it comes from, more bytes than the weights
-        del node.metadata_props[:]
+    _forget_notes(model.graph)
 
     def write(file: Path, about: str) -> None:
         onnx.helper.set_model_props(model, {KEY: about})
         file.write_bytes(model.SerializeToString())
 
     return write_checked("onnx", module, path, write, context=context, tolerance=tolerance)
+
+
+def _forget_notes(graph: Any) -> None:  # noqa: ANN401  onnx is not always there
+    """Drop the notes on where each operation comes from, more bytes than the weights."""
+    for node in graph.node:
+        del node.metadata_props[:]
+        for attribute in node.attribute:
+            if attribute.HasField("g"):  # the graph of a loop
+                _forget_notes(attribute.g)
 
 
 @contextlib.contextmanager

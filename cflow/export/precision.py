@@ -16,6 +16,7 @@ from torch.nn.utils import parametrize
 from cflow.errors import DomainError
 from cflow.export.exportable import Exportable
 from cflow.export.parity import evaluating, examples
+from cflow.export.token_sampler import TokenSampler
 from cflow.metrics import sliced_wasserstein
 
 __all__ = ["QualityLoss", "low_precision"]
@@ -81,7 +82,8 @@ def low_precision(
         seed: Of what is drawn.
 
     Raises:
-        DomainError: The dtype is not a lower one, or there are fewer than two inputs.
+        DomainError: The dtype is not a lower one, there are fewer than two inputs, or the module
+            gives tokens, which have neither spread nor distance.
 
     Example:
         >>> from cflow import recipes
@@ -92,6 +94,11 @@ def low_precision(
     """
     if dtype not in (torch.bfloat16, torch.float16):
         raise DomainError(f"low_precision: dtype must be bfloat16 or float16, got {dtype}")
+    if isinstance(module, TokenSampler):
+        raise DomainError(
+            "low_precision: tokens have no spread to compare with; cast the flow itself and hold "
+            "its elbo against that of the other"
+        )
     n = n if inputs is None else len(inputs)
     if n < 2:
         raise DomainError(f"low_precision: two inputs or more are needed, got {n}")

@@ -29,14 +29,15 @@ def export_pt2(
     and `context=` where it takes one; `cflow.export.load_exported` checks shapes as well.
 
     Args:
-        module: A `Sampler`, `Encoder` or `LogProb`.
+        module: A `Sampler`, `Encoder`, `LogProb` or `TokenSampler`.
         path: The file to write.
         context: Conditions to trace and check with, `(n, *context_shape)`; class labels have to be
             given, vectors are drawn from a standard normal law where none are.
         tolerance: Largest parity that is accepted.
 
     Returns:
-        The parity of the written file, max|a - b| / max(1, max|b|).
+        The parity of the written file, max|a - b| / max(1, max|b|), or the share of tokens that
+        differ.
 
     Raises:
         ExportError: The module cannot be traced, or the file differs by more than the tolerance.

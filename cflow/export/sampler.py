@@ -4,8 +4,9 @@ from typing import ClassVar
 
 from torch import Generator, Tensor
 
-from cflow.export.exportable import Exportable, Kind, draw_base
+from cflow.export.exportable import Kind
 from cflow.export.noise import from_noise, to_noise
+from cflow.export.of_flow import OfFlow, draw_base
 from cflow.flow import Flow
 from cflow.ode import Solver
 from cflow.samples import Calibration, calibrate
@@ -15,7 +16,7 @@ from cflow.typing import Points
 __all__ = ["Sampler"]
 
 
-class Sampler(Exportable):
+class Sampler(OfFlow):
     """Push noise from the base through a flow whose every step is known beforehand.
 
     Flows of layers take no step: they are samplers of one evaluation as they are. Where the base is

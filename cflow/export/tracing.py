@@ -6,7 +6,7 @@ made. Where it gives up, `make_fx` unfolds them first, into a graph of plain ope
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import EllipsisType
 from typing import Any, cast
 
@@ -26,7 +26,9 @@ from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 
 from cflow.export.exportable import Exportable
+from cflow.export.of_flow import OfFlow
 from cflow.export.parity import ExportError, evaluating, one_line
+from cflow.export.token_sampler import TokenSampler
 from cflow.field import Exact
 
 __all__ = ["traced"]
@@ -51,14 +53,15 @@ def traced(
     """
     shapes = {name: {0: Dim.DYNAMIC} for name in inputs}
     causes = []
-    for way in (_as_it_is, _unfolded, _one_by_one):
+    tokens = isinstance(module, TokenSampler)
+    for way in (_as_it_is, _unrolled, _both) if tokens else (_as_it_is, _unfolded, _one_by_one):
         try:
             with evaluating(module), parametrize.cached():
                 graph = way(module, inputs, spelled=spelled)
                 program = torch.export.export(graph, (), inputs, dynamic_shapes=shapes)
             _expect_plain(program)
             _expect_any_batch(program, inputs)
-            _forget_sources(program)
+            _forget_sources(program.graph_module)
         except Exception as error:  # noqa: BLE001  whatever stops it, another way may pass
             causes.append(error)
         else:
@@ -75,17 +78,43 @@ def _as_it_is(module: nn.Module, inputs: dict[str, Tensor], *, spelled: bool) ->
 
 def _one_by_one(module: Exportable, inputs: dict[str, Tensor], *, spelled: bool) -> nn.Module:
     """Return the graph of a divergence that takes one entry at a time: vmap may fix the batch."""
-    again = copy.copy(module)
-    again._modules = dict(module._modules)  # shared else
-    again.flow = module.flow.with_solver(divergence=Exact(chunk=1))
+    again = _copied(module)
+    assert isinstance(again, OfFlow)
+    again.flow = again.flow.with_solver(divergence=Exact(chunk=1))
     return _unfolded(again, inputs, spelled=spelled)
 
 
+def _unrolled(module: Exportable, inputs: dict[str, Tensor], *, spelled: bool) -> nn.Module:
+    """Return a sampler of tokens whose graph has no loop."""
+    again = _copied(module)
+    assert isinstance(again, TokenSampler)
+    again.unrolled = True
+    return again
+
+
+def _both(module: Exportable, inputs: dict[str, Tensor], *, spelled: bool) -> nn.Module:
+    again = _unrolled(module, inputs, spelled=spelled)
+    return _unfolded(again, inputs, spelled=spelled)
+
+
+def _copied(module: Exportable) -> Exportable:
+    again = copy.copy(module)
+    again._modules = dict(module._modules)  # shared else
+    return again
+
+
 def _expect_plain(program: ExportedProgram) -> None:
-    """Raise where tensors of a gradient under way were taken for constants, and cannot be saved."""
+    """Raise for a graph that files cannot hold.
+
+    Tensors of a gradient under way may have been taken for constants, and a loop may hold tensors.
+    """
     for x in program.constants.values():
         if isinstance(x, Tensor) and is_functorch_wrapped_tensor(x):
             raise RuntimeError("torch.export took the tensors of a gradient for constants")
+    for loop in list(_graphs(program.graph_module))[1:]:
+        for node in loop.graph.nodes:
+            if node.op == "get_attr" and isinstance(getattr(loop, str(node.target)), Tensor):
+                raise RuntimeError("a loop of the graph holds a tensor of its own")
 
 
 def _expect_any_batch(program: ExportedProgram, inputs: dict[str, Tensor]) -> None:
@@ -94,10 +123,16 @@ def _expect_any_batch(program: ExportedProgram, inputs: dict[str, Tensor]) -> No
         program.module()(**{name: torch.cat([x, x[:1]]) for name, x in inputs.items()})
 
 
-def _forget_sources(program: ExportedProgram) -> None:
+def _graphs(module: nn.Module) -> Iterator[GraphModule]:
+    """Yield a graph and those of the loops in it."""
+    return (part for part in module.modules() if isinstance(part, GraphModule))
+
+
+def _forget_sources(module: nn.Module) -> None:
     """Drop from every operation the lines and folders of the code that it came from."""
-    for node in program.graph.nodes:
-        node.meta.pop("stack_trace", None)
+    for part in _graphs(module):
+        for node in part.graph.nodes:
+            node.meta.pop("stack_trace", None)
 
 
 def _unfolded(module: nn.Module, inputs: dict[str, Tensor], *, spelled: bool) -> GraphModule:
@@ -182,6 +217,10 @@ class _AnyBatch(TorchFunctionMode):
             return _linear(*args, **kwargs)
         if func is functional.interpolate and kwargs["mode"] == "nearest" and not kwargs["size"]:
             return _nearest(args[0], int(kwargs["scale_factor"]))
+        if func is functional.pad and _behind(args[1], kwargs["mode"]):
+            return _padded(args[0], args[1][1], kwargs["value"] or 0)
+        if func is functional.one_hot:
+            return _one_hot(*args, **kwargs)
         if func is Tensor.__getitem__ and _slices(args[1]):
             return _sliced(*args)
         return func(*args, **kwargs)
@@ -197,6 +236,18 @@ def _nearest(x: Tensor, factor: int) -> Tensor:
     *lead, height, width = x.shape
     wide = x.unsqueeze(-1).unsqueeze(-3).expand(*lead, height, factor, width, factor)
     return wide.reshape(*lead, height * factor, width * factor)
+
+
+def _behind(pad: Sequence[int], mode: str) -> bool:
+    return mode == "constant" and len(pad) == 2 and pad[0] == 0 and pad[1] >= 0
+
+
+def _padded(x: Tensor, more: int, value: float) -> Tensor:
+    return torch.cat([x, torch.full_like(x[..., :1], value).expand(*x.shape[:-1], more)], -1)
+
+
+def _one_hot(tensor: Tensor, num_classes: int) -> Tensor:
+    return (tensor[..., None] == torch.arange(num_classes, device=tensor.device)).long()
 
 
 def _slices(index: Any) -> bool:  # noqa: ANN401

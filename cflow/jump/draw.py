@@ -71,11 +71,10 @@ class Draw:
     def _weights(self, logits: Tensor) -> Tensor:
         """Return unnormalised probabilities in a tensor of their own."""
         wide = self.dtype or torch.promote_types(logits.dtype, torch.float32)
-        logits = logits.to(wide)
-        weight = logits - logits.amax(-1, keepdim=True)
+        weight = logits.to(wide) - logits.amax(-1, keepdim=True).to(wide)
         if self.temperature != 1:
             weight /= self.temperature
-        weight = weight.exp_()
+        weight.exp_()
         if self.top_p == 1:
             return weight
         ranked, order = weight.sort(-1, descending=True)

@@ -47,6 +47,7 @@ class JumpFlow(nn.Module):
         DomainError: Base and rates disagree about the states of a token.
 
     Example:
+        >>> import torch
         >>> from cflow.base import MaskTokens
         >>> from cflow.jump import NetworkPosterior
         >>> base = MaskTokens(3, 4)

@@ -23,10 +23,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from cflow.base import TokenBase, UniformTokens
 from cflow.errors import DomainError, ShapeError, expect_positive
 from cflow.field import Coefficients, PathSchedule
 from cflow.jump.clock import Clock
-from cflow.jump.path import JumpPath, expect_pairs, over_tokens
+from cflow.jump.path import JumpPath, completed, expect_pairs, over_tokens
 from cflow.matching import PathPoint
 from cflow.typing import Data, Times
 
@@ -99,6 +100,13 @@ class MetricPath(JumpPath):
     def clock(self) -> Clock:
         return MetricClock(self.scale, self.power)
 
+    def expect_base(self, base: TokenBase) -> None:
+        if not isinstance(base, UniformTokens) or base.vocabulary != len(self.distance):
+            raise DomainError(
+                f"MetricPath: starts from uniform tokens of {len(self.distance)} values, got "
+                f"{type(base).__name__} of {base.vocabulary}; take UniformTokens, or a MixturePath"
+            )
+
     def sample(self, x0: Data, x1: Data, t: Times, *, noise: Tensor) -> PathPoint:
         expect_pairs("MetricPath.sample", x0, x1, t)
         below = self._law(t, x1, noise.dtype).cumsum(-1)
@@ -115,6 +123,11 @@ class MetricPath(JumpPath):
         law = law.reshape(*t.shape, *(1,) * (x.dim() - t.dim()), *law.shape[-2:])
         nearer = (d[x][..., :, None] - d.T).clamp_min(0)  # (*batch, *event, x1, y)
         return torch.einsum("...i,...iy->...y", posterior, law * nearer)
+
+    def posterior(self, x: Data, rates: Tensor) -> Tensor:
+        # at t = 1 a token that ends in y != x goes there at rate d(x, y)
+        d = self.distance.to(rates)[x]
+        return completed(x, rates / torch.where(d == 0, 1.0, d))
 
     def _law(self, t: Tensor, x1: Tensor, dtype: torch.dtype) -> Tensor:
         beta = over_tokens(self.clock(t), x1)[..., None].to(dtype)

@@ -26,6 +26,7 @@ from cflow.jump.draw import Draw
 from cflow.jump.noising import NoisingPath
 from cflow.jump.path import MixturePath
 from cflow.jump.sampler import JumpWalk, SteppingJumps
+from cflow.jump.tokens import expect_independent
 
 __all__ = ["MixtureSteps"]
 
@@ -42,7 +43,7 @@ class MixtureSteps(SteppingJumps):
         draw: How tokens are drawn: temperature, nucleus, precision.
         argmax: Let jumps of the last step to t = 1 go to the likeliest token.
         refresh: Rate eta, in units of inverse time, at which tokens are drawn anew, or a function
-            of t; 0 for never.
+            of t; 0 for never. It needs a base of independent tokens.
 
     Example:
         >>> MixtureSteps(16, draw=Draw(temperature=0.8)).steps
@@ -57,7 +58,7 @@ class MixtureSteps(SteppingJumps):
         path = walk.rates.path
         if not isinstance(path, MixturePath | NoisingPath):
             raise DomainError(
-                f"MixtureSteps: the rates must follow a MixturePath or NoisingPath, got "
+                "MixtureSteps: the rates must follow a MixturePath or NoisingPath, got "
                 f"{type(path).__name__}; take EulerJumps or TauLeaping"
             )
         chance = -math.expm1(-path.clock.between(t, t_next))
@@ -68,6 +69,7 @@ class MixtureSteps(SteppingJumps):
         eta = self.refresh(t) if callable(self.refresh) else self.refresh
         noised = None
         if eta:
+            expect_independent("MixtureSteps.refresh", walk.base)
             kappa = path.clock.kappa(torch.tensor(t_next, dtype=torch.float64)).item()
             renewed = walk.uniform(*x.shape, like=x) < -math.expm1(-eta * (t_next - t))
             renewed = renewed if walk.fixed is None else renewed & ~walk.fixed
@@ -76,18 +78,13 @@ class MixtureSteps(SteppingJumps):
             jumps = (jumps | (renewed & to_data & _open(walk, x))) & ~noised
         out = x
         if bool(jumps.any()):
-            rows = walk.logits(t, x)[jumps]
-            drawn = self._drawn(walk, rows, last=t_next == 1)
+            likeliest = self.argmax and t_next == 1
+            drawn = walk.ends(t, x, jumps, None if likeliest else self.draw)
             out = x.masked_scatter(jumps, drawn)
         if noised is not None:
             fresh = walk.base.sample(tuple(x.shape[:1]), generator=walk.generator)
             out = torch.where(noised, fresh, out)
         return out
-
-    def _drawn(self, walk: JumpWalk, rows: Tensor, *, last: bool) -> Tensor:
-        if self.argmax and last:
-            return rows.argmax(-1)
-        return self.draw(rows, walk.uniform(len(rows), like=rows))
 
 
 def _open(walk: JumpWalk, x: Tensor) -> Tensor:

@@ -16,13 +16,15 @@ Source: Campbell et al. (2022), A continuous time framework for discrete denoisi
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from cflow.base import TokenBase
 from cflow.errors import DomainError
 from cflow.field import LinearSchedule, PathSchedule
 from cflow.jump.clock import MixtureClock
-from cflow.jump.path import JumpPath, MixturePath, over_tokens
+from cflow.jump.path import JumpPath, MixturePath, completed, over_tokens
+from cflow.jump.tokens import expect_independent
 from cflow.matching import PathPoint
 from cflow.typing import Data, Times
 
@@ -53,10 +55,7 @@ class NoisingPath(JumpPath):
     @classmethod
     def of(cls, base: TokenBase, schedule: PathSchedule = LINEAR) -> "NoisingPath":
         """Return the path from a base, whose tokens must be independent of each other."""
-        if not base.independent:
-            raise DomainError(
-                f"NoisingPath: tokens of the base must be independent, got {type(base).__name__}"
-            )
+        expect_independent("NoisingPath", base)
         return cls(base.marginals(), schedule)
 
     @property
@@ -77,6 +76,18 @@ class NoisingPath(JumpPath):
         noise = 1 - stay + stay * left * own / (kappa + left * own).clamp_min(TINY)
         again = (left / kappa.clamp_min(TINY) * noise)[..., None] * p0
         return (posterior + again).scatter(-1, x[..., None], 0.0)
+
+    def expect_base(self, base: TokenBase) -> None:
+        expect_independent("NoisingPath", base)
+        own, theirs = self.start, base.marginals()
+        if own.shape[-1] != base.states or not bool(torch.isclose(own, theirs.to(own)).all()):
+            raise DomainError(
+                "NoisingPath: the path starts from other marginals than the base; build it with "
+                "NoisingPath.of(base)"
+            )
+
+    def posterior(self, x: Data, rates: Tensor) -> Tensor:
+        return completed(x, rates)  # at t = 1 nothing of the base is drawn anew
 
 
 TINY = 1e-30

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from cflow.base import TokenBase
 from cflow.errors import DomainError, ShapeError, expect_unit_times
 from cflow.field import LinearSchedule, PathSchedule
 from cflow.jump.clock import Clock, MixtureClock
@@ -33,6 +34,10 @@ class JumpPath(ABC):
     @abstractmethod
     def clock(self) -> Clock:
         """How the path counts time."""
+
+    @abstractmethod
+    def expect_base(self, base: TokenBase) -> None:
+        """Raise `DomainError` unless the path can start from a base."""
 
     @abstractmethod
     def sample(self, x0: Data, x1: Data, t: Times, *, noise: Tensor) -> PathPoint:
@@ -81,6 +86,21 @@ class JumpPath(ABC):
             Rates per unit of the clock, of the shape of the posterior; 0 for staying.
         """
 
+    @abstractmethod
+    def posterior(self, x: Data, rates: Tensor) -> Tensor:
+        """Return the posterior that rates mean towards the end of the path.
+
+        What they leave of 1 is the chance to be there already. Rates that leave a token with more
+        than 1 in all belong to no posterior; they are divided by their sum.
+
+        Args:
+            x: Tokens `(*batch, *event)`.
+            rates: Rates per unit of the clock, `(*batch, *event, states)`.
+
+        Returns:
+            Probabilities of the same shape.
+        """
+
 
 @dataclass(frozen=True)
 class MixturePath(JumpPath):
@@ -102,6 +122,9 @@ class MixturePath(JumpPath):
     def clock(self) -> MixtureClock:
         return MixtureClock(self.schedule)
 
+    def expect_base(self, base: TokenBase) -> None:
+        return  # from any
+
     def sample(self, x0: Data, x1: Data, t: Times, *, noise: Tensor) -> PathPoint:
         expect_pairs("MixturePath.sample", x0, x1, t)
         kappa = over_tokens(self.clock.kappa(t), x1)
@@ -116,26 +139,21 @@ class MixturePath(JumpPath):
         return posterior.scatter(-1, x[..., None], 0.0)
 
     def posterior(self, x: Data, rates: Tensor) -> Tensor:
-        """Return the posterior that gives rates: what is left of 1 is the chance to stay.
-
-        Rates that leave a token with more than 1 in all belong to no posterior; they are divided
-        by their sum.
-
-        Args:
-            x: Tokens `(*batch, *event)`.
-            rates: Rates per unit of the clock, `(*batch, *event, states)`.
-
-        Returns:
-            Probabilities of the same shape.
+        """Return the posterior that gives rates, at any time.
 
         Example:
             >>> path, x = MixturePath(), torch.tensor([2])
             >>> path.posterior(x, torch.tensor([[0.25, 0.5, 0.0]])).tolist()
             [[0.25, 0.5, 0.25]]
         """
-        away = rates.scatter(-1, x[..., None], 0.0)
-        total = away.sum(-1, keepdim=True)
-        return (away / total.clamp_min(1)).scatter(-1, x[..., None], (1 - total).clamp_min(0))
+        return completed(x, rates)
+
+
+def completed(x: Tensor, away: Tensor) -> Tensor:
+    """Return probabilities of jumps `(*batch, *event, states)` with what they leave for staying."""
+    away = away.scatter(-1, x[..., None], 0.0)
+    total = away.sum(-1, keepdim=True)
+    return (away / total.clamp_min(1)).scatter(-1, x[..., None], (1 - total).clamp_min(0))
 
 
 def over_tokens(value: Tensor, x: Tensor) -> Tensor:

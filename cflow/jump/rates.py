@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cflow.base import TokenBase
-from cflow.errors import DomainError, ShapeError
+from cflow.errors import ShapeError
 from cflow.jump.clock import Clock, PlainClock
 from cflow.jump.path import JumpPath, MixturePath
 from cflow.typing import Data, Times
@@ -132,13 +132,9 @@ class NetworkPosterior(Posterior):
     """
 
     def __init__(self, network: TokenFunction, base: TokenBase, path: JumpPath = MIXTURE) -> None:
+        path.expect_base(base)
         masked = base.mask is not None
         super().__init__(base.vocabulary, path, masked=masked, absorbing=base.absorbing)
-        if not isinstance(path, MixturePath) and masked:
-            raise DomainError(
-                f"NetworkPosterior: {type(path).__name__} starts from uniform tokens, got "
-                f"{type(base).__name__}; take UniformTokens, or a MixturePath"
-            )
         self.network = network
 
     def logits(self, t: Times, x: Data, context: Tensor | None = None) -> Tensor:

@@ -15,8 +15,9 @@ from tqdm import tqdm
 
 from cflow.base import TokenBase
 from cflow.errors import DomainError, ShapeError
+from cflow.jump.draw import Draw
 from cflow.jump.rates import Posterior, Rates
-from cflow.jump.tokens import expect_finite_rates, expect_tokens
+from cflow.jump.tokens import expect_finite_rates, expect_rates, expect_tokens
 from cflow.ode import Grid, UniformGrid, march
 from cflow.samples.options import expect_count
 from cflow.typing import Data
@@ -24,6 +25,7 @@ from cflow.typing import Data
 __all__ = ["JumpSampler", "JumpWalk", "SteppingJumps"]
 
 UNIFORM = UniformGrid()
+ENTRIES = 1 << 20  # of logits that are drawn from at once
 
 
 @dataclass(frozen=True)
@@ -46,21 +48,31 @@ class JumpWalk:
     generator: Generator | None
     end: float
 
-    def logits(self, t: float, x: Tensor) -> Tensor:
-        """Ask a posterior: logits `(n, *event, vocabulary)`, finite or minus infinity."""
+    def ends(self, t: float, x: Tensor, flagged: Tensor, draw: Draw | None) -> Tensor:
+        """Draw ends x1 for flagged tokens, `(k,)` of them, by a posterior asked at one time.
+
+        The likeliest where no `draw` is given. Rows of logits are taken a few at a time: they stay
+        in the processor's cache, and a large vocabulary takes no memory beside the logits.
+        """
         if not isinstance(self.rates, Posterior):
             raise DomainError(
                 "JumpSampler: this sampler needs p(x1 | x_t), got "
                 f"{type(self.rates).__name__}; take EulerJumps or TauLeaping for rates alone"
             )
         logits = self.rates.logits(self._times(t, x), x, self.context)
-        expect_finite_rates("JumpSampler", t, logits)
-        return logits
+        logits = logits.reshape(-1, logits.shape[-1])
+        places = flagged.flatten().nonzero()[:, 0]
+        found, few = [], max(1, ENTRIES // logits.shape[-1])
+        for first in range(0, len(places), few):
+            rows = logits[places[first : first + few]]
+            expect_finite_rates("JumpSampler", t, rows, flagged, first=first)
+            found.append(rows.argmax(-1) if draw is None else self.drawn(draw, rows))
+        return torch.cat(found)
 
     def ask(self, t: float, x: Tensor) -> Tensor:
         """Return the rates `(n, *event, states)` at one time, 0 for tokens that never jump."""
         u = self.rates(self._times(t, x), x, self.context)
-        expect_finite_rates("JumpSampler", t, u)
+        expect_rates("JumpSampler", t, u)
         return u if self.fixed is None else u.masked_fill(self.fixed[..., None], 0.0)
 
     def movable(self, x: Tensor) -> Tensor | None:
@@ -70,9 +82,13 @@ class JumpWalk:
             return unsettled
         return ~self.fixed if unsettled is None else unsettled & ~self.fixed
 
-    def uniform(self, *shape: int, like: Tensor) -> Tensor:
+    def drawn(self, draw: Draw, rows: Tensor) -> Tensor:
+        """Draw a token from each row of logits `(k, values)`."""
+        return draw(rows, self.uniform(len(rows), like=rows, dtype=draw.dtype))
+
+    def uniform(self, *shape: int, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """Draw uniform numbers in [0, 1)."""
-        return torch.rand(shape, generator=self.generator, device=like.device)
+        return torch.rand(shape, generator=self.generator, device=like.device, dtype=dtype)
 
     def _times(self, t: float, x: Tensor) -> Tensor:
         return torch.full(x.shape[:1], t, device=x.device)
@@ -121,6 +137,11 @@ class JumpSampler(ABC):
                 f"{where}: needs 0 <= start <= end <= 1, got start={start} and end={end}; a jump "
                 "process runs from base to data alone"
             )
+        if rates.states != base.states:
+            raise DomainError(
+                f"{where}: rates and base must agree on the states of a token, got {rates.states} "
+                f"of {type(rates).__name__} and {base.states} of {type(base).__name__}"
+            )
         expect_tokens(where, x0, base.event_shape, base.states)
         if x0.dim() != len(base.event_shape) + 1 or (
             context is not None and context.shape[:1] != x0.shape[:1]
@@ -131,6 +152,7 @@ class JumpSampler(ABC):
             )
         if fixed is not None:
             fixed = _expect_fixed(where, fixed, x0)
+        x0 = x0.long()
         if start == end or not len(x0):
             return x0
         walk = JumpWalk(rates, base, context, fixed, generator, end)

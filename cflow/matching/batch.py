@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 
 from cflow.errors import DomainError, ShapeError, expect_finite
 
-__all__ = ["Masses", "expect_masses", "expect_points", "noise", "precise", "spelled"]
+__all__ = ["Masses", "expect_masses", "expect_points", "noise", "precise", "spelled", "weighing"]
 
 Masses: TypeAlias = tuple[Tensor | None, Tensor | None]
 """Masses of the sources and of the targets, each summing to one; None is uniform."""
@@ -72,6 +72,17 @@ def spelled(mass: Tensor | None, size: int, device: torch.device) -> Tensor:
 def precise(device: torch.device) -> torch.dtype:
     """Return float64, in which plans are solved, or float32 where the device has nothing finer."""
     return torch.float32 if device.type == "mps" else torch.float64
+
+
+def weighing(mass: Tensor, x1: Tensor) -> Tensor:
+    """Return weights on the device of the targets and in their dtype, or floating for tokens.
+
+    Example:
+        >>> weighing(torch.tensor([0.5]), torch.tensor([[3]])).tolist()
+        [0.5]
+    """
+    dtype = x1.dtype if x1.is_floating_point() else torch.get_default_dtype()
+    return mass.to(x1.device, dtype)
 
 
 def noise(

@@ -12,8 +12,15 @@ import torch
 from torch import Generator, Tensor
 
 from cflow.errors import DomainError, ShapeError
-from cflow.matching.batch import Masses, expect_masses, expect_points, noise, spelled
-from cflow.typing import Points
+from cflow.matching.batch import (
+    Masses,
+    expect_masses,
+    expect_points,
+    noise,
+    spelled,
+    weighing,
+)
+from cflow.typing import Data
 
 __all__ = ["Coupling", "IndependentCoupling", "PairedCoupling", "Pairs"]
 
@@ -32,8 +39,8 @@ class Coupling(ABC):
     @abstractmethod
     def __call__(
         self,
-        x0: Points,
-        x1: Points,
+        x0: Data,
+        x1: Data,
         context: Tensor | None = None,
         *,
         source_context: Tensor | None = None,
@@ -43,8 +50,8 @@ class Coupling(ABC):
         """Return pairs of indices, one for each target.
 
         Args:
-            x0: Source points, `(n, *event)`.
-            x1: Target points, `(m, *event)`.
+            x0: Source points, or tokens, `(n, *event)`.
+            x1: Target points, or tokens, `(m, *event)`.
             context: Conditions of the targets, `(m, *context)`.
             source_context: Conditions of the sources, `(n, *context)`, where they have their own.
             weights: Masses of sources `(n,)` and of targets `(m,)`, each summing to one, or None
@@ -54,8 +61,8 @@ class Coupling(ABC):
         Returns:
             One pair for each target, in the order of the targets; couplings that leave mass behind
             have none for a target without mass. `weight` is the mass of the pair over the mean
-            mass, in the dtype of x1, so that the weighted mean of a loss is its expectation; it is
-            None where all count the same.
+            mass, in the dtype of x1 (torch's default one for tokens), so that the weighted mean of
+            a loss is its expectation; it is None where all count the same.
 
         Raises:
             ShapeError: Event shapes differ, or the sizes do where they must not, or contexts or
@@ -75,8 +82,8 @@ class IndependentCoupling(Coupling):
 
     def __call__(
         self,
-        x0: Points,
-        x1: Points,
+        x0: Data,
+        x1: Data,
         context: Tensor | None = None,
         *,
         source_context: Tensor | None = None,
@@ -92,7 +99,7 @@ class IndependentCoupling(Coupling):
             a = spelled(a, n, device)
             u = noise(torch.rand, m, generator, device, a.dtype)
             i = torch.searchsorted(a.cumsum(0), u, right=True).clamp_(max=n - 1)
-        return Pairs(i, torch.arange(m, device=device), None if b is None else (b * m).to(x1))
+        return Pairs(i, torch.arange(m, device=device), None if b is None else weighing(b * m, x1))
 
 
 class PairedCoupling(Coupling):
@@ -105,8 +112,8 @@ class PairedCoupling(Coupling):
 
     def __call__(
         self,
-        x0: Points,
-        x1: Points,
+        x0: Data,
+        x1: Data,
         context: Tensor | None = None,
         *,
         source_context: Tensor | None = None,
@@ -129,4 +136,4 @@ class PairedCoupling(Coupling):
                 "PairedCoupling: source k goes to target k, so both need one mass; weights differ "
                 f"by up to {(a - b).abs().max().item():.3g}; give the same masses to both"
             )
-        return Pairs(index, index, (b * n).to(x1))
+        return Pairs(index, index, weighing(b * n, x1))

@@ -33,10 +33,11 @@ from cflow.matching.batch import (
     noise,
     precise,
     spelled,
+    weighing,
 )
 from cflow.matching.cost import Cost, SquaredEuclidean, cost_matrix
 from cflow.matching.coupling import Coupling, Pairs
-from cflow.typing import Points
+from cflow.typing import Data
 
 __all__ = ["PlanCoupling"]
 
@@ -72,8 +73,8 @@ class PlanCoupling(Coupling):
 
     def __call__(
         self,
-        x0: Points,
-        x1: Points,
+        x0: Data,
+        x1: Data,
         context: Tensor | None = None,
         *,
         source_context: Tensor | None = None,
@@ -95,15 +96,15 @@ class PlanCoupling(Coupling):
                 )
             j = torch.nonzero(mass > 1e-9 * mass.mean()).flatten()
             mass = mass[j] / mass[j].mean()
-            weight = None if bool((mass - 1).abs().max() < 1e-9) else mass.to(x1)
+            weight = None if bool((mass - 1).abs().max() < 1e-9) else weighing(mass, x1)
             i = _draw(plan.T[j], 1, generator)[:, 0]
         i, j = i.to(x1.device), j.to(x1.device)
         return Pairs(i if owner is None else owner[i], j, weight)
 
     def plan(
         self,
-        x0: Points,
-        x1: Points,
+        x0: Data,
+        x1: Data,
         context: Tensor | None = None,
         *,
         source_context: Tensor | None = None,

@@ -21,6 +21,7 @@ from cflow.recipes.residual import residual
 from cflow.recipes.sphere import sphere_flow
 from cflow.recipes.standardized import standardized
 from cflow.recipes.tarflow import tarflow
+from cflow.recipes.tokens import token_mlp, token_transformer
 from cflow.recipes.torus import torus_moebius, torus_nsf
 from cflow.recipes.umnn import umnn
 from cflow.recipes.unet import unet
@@ -50,6 +51,8 @@ __all__ = [
     "sphere_flow",
     "standardized",
     "tarflow",
+    "token_mlp",
+    "token_transformer",
     "torus_cnf",
     "torus_moebius",
     "torus_nsf",

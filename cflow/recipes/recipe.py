@@ -1,8 +1,8 @@
 """Recipes: functions that return a flow, remembered by name so that it can be saved as data.
 
-A recipe's arguments are numbers, strings, sequences, option objects (solvers, divergences, costs)
-and flows made by recipes. `describe` writes them as JSON; `load` looks every name up in a fixed
-table and calls nothing else, so a file cannot execute anything.
+A recipe's arguments are numbers, strings, sequences, option objects (solvers, divergences,
+schedules) and flows made by recipes. `describe` writes them as JSON; `load` looks every name up in
+a fixed table and calls nothing else, so a file cannot execute anything.
 """
 
 import dataclasses
@@ -10,19 +10,34 @@ import functools
 import inspect
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ParamSpec
+from typing import Any, ParamSpec, TypeVar, overload
 
 from cflow import archive, ode
 from cflow.errors import CheckpointError, DomainError
-from cflow.field import Analytic, CostSum, Exact, Hutchinson, JacobianNorm, KineticEnergy
+from cflow.field import (
+    Analytic,
+    CosineSchedule,
+    CostSum,
+    Exact,
+    Hutchinson,
+    JacobianNorm,
+    KineticEnergy,
+    LinearSchedule,
+    LinearVPSchedule,
+    LipmanSchedule,
+    PolynomialSchedule,
+    VPSchedule,
+)
 from cflow.flow import Flow
+from cflow.jump import JumpFlow, KineticSchedule
 from cflow.transport import ExactLogDet, FixedPoint, Geometric, Poisson, RussianRoulette
 
-__all__ = ["load", "recipe"]
+__all__ = ["load", "load_any", "recipe"]
 
 P = ParamSpec("P")
+F = TypeVar("F", bound=Flow | JumpFlow)
 
-RECIPES: dict[str, Callable[..., Flow]] = {}
+RECIPES: dict[str, Callable[..., Flow | JumpFlow]] = {}
 
 SOLVERS = (
     ode.Euler,
@@ -42,9 +57,19 @@ GRIDS = (ode.UniformGrid, ode.CosineGrid, ode.EDMGrid, ode.TimeGrid)
 ADJOINTS = (ode.Direct, ode.Checkpoint, ode.Backsolve)
 FIELDS = (Exact, Hutchinson, Analytic, KineticEnergy, JacobianNorm, CostSum)
 RESIDUALS = (ExactLogDet, RussianRoulette, Geometric, Poisson, FixedPoint)
+SCHEDULES = (  # all that hold numbers alone
+    LinearSchedule,
+    PolynomialSchedule,
+    CosineSchedule,
+    VPSchedule,
+    LinearVPSchedule,
+    LipmanSchedule,
+    KineticSchedule,
+)
 
 OPTIONS: dict[str, type] = {
-    option.__name__: option for option in (*SOLVERS, *GRIDS, *ADJOINTS, *FIELDS, *RESIDUALS)
+    option.__name__: option
+    for option in (*SOLVERS, *GRIDS, *ADJOINTS, *FIELDS, *RESIDUALS, *SCHEDULES)
 }
 
 
@@ -62,7 +87,7 @@ class Called:
         return {"name": self.name, "arguments": arguments}
 
 
-def recipe(function: Callable[P, Flow]) -> Callable[P, Flow]:
+def recipe(function: Callable[P, F]) -> Callable[P, F]:
     """Register a function under its name, and let the flows it returns remember its arguments.
 
     Example:
@@ -78,7 +103,7 @@ def recipe(function: Callable[P, Flow]) -> Callable[P, Flow]:
     signature = inspect.signature(function)
 
     @functools.wraps(function)
-    def build(*args: P.args, **kwargs: P.kwargs) -> Flow:
+    def build(*args: P.args, **kwargs: P.kwargs) -> F:
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
         flow = function(*args, **kwargs)
@@ -89,11 +114,23 @@ def recipe(function: Callable[P, Flow]) -> Callable[P, Flow]:
     return build
 
 
-def load(path: str | os.PathLike[str], *, into: Flow | None = None) -> Flow:
-    """Read a flow that `Flow.save` wrote.
+@overload
+def load(path: str | os.PathLike[str]) -> Flow: ...
+@overload
+def load(path: str | os.PathLike[str], kind: type[F]) -> F: ...
+@overload
+def load(path: str | os.PathLike[str], *, into: F) -> F: ...
+def load(
+    path: str | os.PathLike[str],
+    kind: type[Flow | JumpFlow] = Flow,
+    *,
+    into: Flow | JumpFlow | None = None,
+) -> Flow | JumpFlow:
+    """Read a flow that `Flow.save` or `JumpFlow.save` wrote.
 
     Args:
         path: The file.
+        kind: What it holds: a `Flow`, or a `JumpFlow` of tokens, `load(path, JumpFlow)`.
         into: A flow of the same build to fill, for flows that no recipe built; their weights are
             copied into it.
 
@@ -102,23 +139,46 @@ def load(path: str | os.PathLike[str], *, into: Flow | None = None) -> Flow:
 
     Raises:
         CheckpointError: The file is missing, truncated, made by an unknown recipe, or holds the
-            weights of another model.
+            weights of another model, or a flow of the other kind.
+
+    Example:
+        >>> import tempfile
+        >>> from cflow import JumpFlow, recipes
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     recipes.token_mlp(2, 5).save(f"{folder}/tokens.safetensors")
+        ...     load(f"{folder}/tokens.safetensors", JumpFlow).event_shape
+        (2,)
     """
+    if into is not None:
+        tensors, _ = archive.read(path)
+        archive.expect_same_tensors(str(path), into.state_dict(), tensors)
+        into.load_state_dict(tensors)
+        return into
+    flow = load_any(path)
+    if not isinstance(flow, kind):
+        holds, wanted = type(flow).__name__, kind.__name__
+        raise CheckpointError(
+            f"cannot load {path}: it holds a {holds}, not a {wanted}; ask for it by "
+            f"load(path{', JumpFlow' if holds == 'JumpFlow' else ''})"
+        )
+    return flow
+
+
+def load_any(path: str | os.PathLike[str]) -> Flow | JumpFlow:
+    """Read a flow of either kind that a recipe built; errors are those of `load`."""
     tensors, header = archive.read(path)
-    flow = into
-    if flow is None:
-        if header["recipe"] is None:
-            raise CheckpointError(
-                f"cannot load {path}: no recipe built this flow; build one in the same way and "
-                "pass it as load(path, into=flow)"
-            )
-        flow = _rebuild(str(path), header["recipe"])
+    if header["recipe"] is None:
+        raise CheckpointError(
+            f"cannot load {path}: no recipe built this flow; build one in the same way and "
+            "pass it as load(path, into=flow)"
+        )
+    flow = _rebuild(str(path), header["recipe"])
     archive.expect_same_tensors(str(path), flow.state_dict(), tensors)
-    flow.load_state_dict(tensors, assign=into is None)
-    return flow.eval() if into is None else flow
+    flow.load_state_dict(tensors, assign=True)
+    return flow.eval()
 
 
-def _rebuild(path: str, described: Mapping[str, Any]) -> Flow:
+def _rebuild(path: str, described: Mapping[str, Any]) -> Flow | JumpFlow:
     name = described["name"]
     if name not in RECIPES:
         raise CheckpointError(
@@ -137,7 +197,7 @@ def _rebuild(path: str, described: Mapping[str, Any]) -> Flow:
 def _encode(where: str, value: Any) -> Any:  # noqa: ANN401
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    if isinstance(value, Flow) and value.recipe is not None:
+    if isinstance(value, Flow | JumpFlow) and value.recipe is not None:
         return {"recipe": value.recipe.describe()}
     if isinstance(value, Sequence):
         return [_encode(where, entry) for entry in value]

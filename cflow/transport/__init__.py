@@ -1,6 +1,7 @@
 """Transports: layers (zero solver steps), the ODE (N steps), and how they combine."""
 
 from cflow.transport import masks
+from cflow.transport.argmax import ArgmaxDequantize
 from cflow.transport.autoregressive import AutoregressiveLayer
 from cflow.transport.bernstein import BernsteinMap
 from cflow.transport.channelwise import Channelwise, invertible_conv1x1
@@ -57,6 +58,7 @@ __all__ = [
     "AdditiveMap",
     "Affine",
     "AffineMap",
+    "ArgmaxDequantize",
     "Arrival",
     "AutoregressiveLayer",
     "BernsteinMap",

@@ -144,7 +144,14 @@ class Stochastic(Transport):
 
     It turns the likelihood into a bound, E[log p(pull(x, noise)) + ladj] <= log p(x), and is exempt
     from round trips. Authors write `noise`, `_push` and `_pull`.
+
+    Args:
+        out_shape: Event shape after `push` from the one before, for maps that change it.
     """
+
+    def __init__(self, *, out_shape: Callable[[Shape], Shape] | None = None) -> None:
+        super().__init__()
+        self._out_shape = out_shape
 
     @abstractmethod
     def noise(self, y: Tensor, generator: Generator | None) -> Tensor:
@@ -190,7 +197,7 @@ class Stochastic(Transport):
         return "bound"
 
     def out_shape(self, shape: Shape) -> Shape:
-        return shape
+        return shape if self._out_shape is None else self._out_shape(shape)
 
 
 class Chain(Transport):

@@ -28,16 +28,22 @@ from cflow.field import (
 )
 from cflow.jump import (
     JumpPath,
+    JumpSampler,
     KineticSchedule,
     MetricPath,
     MixturePath,
     NetworkPosterior,
+    NoisingPath,
     enumerate_states,
     state_index,
 )
 
 FALSE_ALARM = 1e-6  # probability that a right sampler fails a test
 VOCABULARY = 3
+WALKERS = 20_000
+SPANS = [(0.0, 0.2), (0.0, 0.6), (0.0, 1.0), (0.3, 0.6), (0.3, 1.0)]
+LEVELS = torch.arange(3.0, dtype=torch.float64)
+METRIC = MetricPath((LEVELS[:, None] - LEVELS).abs())
 SCHEDULES: list[PathSchedule] = [
     LinearSchedule(),
     PolynomialSchedule(2.0),
@@ -241,3 +247,39 @@ def p_value(x: Tensor, law: Tensor, states: int) -> float:
     if len(found) == 1:
         return 1.0
     return float(chisquare(found.numpy(), expected.numpy()).pvalue)
+
+
+def walked(
+    small: Small, sampler: JumpSampler, start: float, end: float, *, walkers: int = WALKERS
+) -> Tensor:
+    """Carry draws of p_start, or of the base itself, to the end."""
+    if start:
+        x0 = small.draw(start, walkers, 1)
+    else:
+        x0 = small.base.sample((walkers,), generator=generator(1))
+    return sampler.sample(
+        small.rates, x0, base=small.base, start=start, end=end, generator=generator(2)
+    )
+
+
+def draws_have(small: Small, x: Tensor, expected: Tensor) -> bool:
+    return p_value(x, expected, small.base.states) > FALSE_ALARM
+
+
+def ratio(small: Small, start: float, end: float, steps: int, rows: Rows) -> float:
+    """Return how much nearer the scheme comes to the exact law by twice as many steps."""
+    errors = [
+        distance(scheme_law(small, small.law(start), grid(start, end, n), rows), small.law(end))
+        for n in (steps, 2 * steps)
+    ]
+    return errors[0] / errors[1]
+
+
+def on(name: str, kind: str, tokens: int = 2) -> Small:
+    base = bases(tokens)[name]
+    path = {
+        "mixture": lambda: MixturePath(PolynomialSchedule(2.0)),
+        "metric": lambda: METRIC,
+        "noising": lambda: NoisingPath.of(base),
+    }[kind]()
+    return Small(base, path)
