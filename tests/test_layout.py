@@ -140,6 +140,7 @@ def test_public_names_are_documented(cls: type) -> None:
 
 def test_options_without_parameters_are_frozen() -> None:
     from cflow.field import Divergence, PathSchedule, Prediction
+    from cflow.jump import Clock, Draw, JumpLoss, JumpPath, JumpSampler
     from cflow.matching import LossWeight, PlanCoupling, TimeLaw, VelocityError
     from cflow.ode import Adjoint, Solver
     from cflow.samples import EndCovariance, NoiseLevel, PathSampler
@@ -149,7 +150,8 @@ def test_options_without_parameters_are_frozen() -> None:
     transport = (UnivariateMap, Inversion, LogDet, Cutoff, FixedPoint)
     matching = (PathSchedule, Prediction, LossWeight, PlanCoupling, TimeLaw, VelocityError)
     sampling = (EndCovariance, NoiseLevel, PathSampler)
-    for kind in (Solver, Adjoint, Divergence, Schedule, *transport, *matching, *sampling):
+    jumps = (Clock, Draw, JumpLoss, JumpPath, JumpSampler)
+    for kind in (Solver, Adjoint, Divergence, Schedule, *transport, *matching, *sampling, *jumps):
         for cls in classes():
             if issubclass(cls, kind) and not inspect.isabstract(cls):
                 assert cls.__dataclass_params__.frozen, cls  # type: ignore[attr-defined]
