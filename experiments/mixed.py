@@ -77,9 +77,10 @@ class Settings:
     token_weight: float = 1.0  # angstrom^2 per nat
     lr: float = 2e-3
     ema: float = 0.998
-    steps: int = 50  # of two questions each
-    fewer: tuple[int, ...] = (10, 25)  # other numbers of steps
-    judged: int = 200  # molecules whose likelihood is taken
+    steps: int = 20  # of two questions each
+    fewer: tuple[int, ...] = (5, 10)  # other numbers of steps
+    solver_steps: int = 12  # of RK4, for likelihoods
+    judged: int = 100  # molecules whose likelihood is taken
     threads: int = 2
     seed: int = 0
     smoke: bool = False  # a few steps of everything
@@ -87,7 +88,7 @@ class Settings:
 
 SMOKE: dict[str, Any] = dict(
     optimizer_steps=4, trained=40, tested=16, batch=16, hidden=8, layers=1, steps=3, fewer=(2,),
-    judged=4, threads=1,
+    solver_steps=2, judged=4, threads=1,
 )  # fmt: skip
 
 
@@ -229,7 +230,7 @@ def likelihoods(
 ) -> dict[str, float]:
     """Return mean -log p of each part given the other, in nats, with standard errors."""
     tokens, x = (part[: settings.judged] for part in test)
-    places = -points_given_tokens(flow).with_solver(RK4(settings.steps // 2)).log_prob(x, tokens)
+    places = -points_given_tokens(flow).with_solver(RK4(settings.solver_steps)).log_prob(x, tokens)
     bound = -tokens_given_points(flow).elbo(tokens, x, repeats=8, generator=generator) / ATOMS
     return {
         "places": places.mean().item(),

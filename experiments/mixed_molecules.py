@@ -102,11 +102,14 @@ def compared(z: Mixed, data: Mixed) -> dict[str, float]:
         "elements": 0.5 * (share(z.tokens) - share(data.tokens)).abs().sum().item(),
         "whole": whole.float().mean().item(),
         "sound": (whole & allowed).float().mean().item(),
-        "neighbours": float(wasserstein_distance(d.amin(-1).flatten(), of_data.amin(-1).flatten())),
-        "pairs": wasserstein_distance(
-            d[:, *upper].flatten().numpy(), of_data[:, *upper].flatten().numpy()
-        ),
+        "neighbours": far(d.amin(-1), of_data.amin(-1)),
+        "pairs": far(d[:, *upper], of_data[:, *upper]),
     }
+
+
+def far(a: Tensor, b: Tensor) -> float:
+    """Return the 1-Wasserstein distance of numbers."""
+    return float(wasserstein_distance(a.flatten().numpy(), b.flatten().numpy()))
 
 
 def picture(path: Path, rows: dict[str, Mixed]) -> None:
@@ -124,7 +127,7 @@ def picture(path: Path, rows: dict[str, Mixed]) -> None:
                 ax.plot(*x[[i, j]].T.numpy(), color="0.6", linewidth=2, zorder=1)
             shade = [COLOURS[k] for k in z.tokens[column]]
             ax.scatter(*x.T.numpy(), c=shade, s=90, depthshade=False, zorder=2)
-            ax.set_box_aspect((1, 1, 1))
+            ax.set_box_aspect((1, 1, 1), zoom=1.5)
             ax.set(xlim=(-3, 3), ylim=(-3, 3), zlim=(-3, 3))
             ax.view_init(90, -90)
             ax.axis("off")

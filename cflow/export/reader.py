@@ -43,7 +43,8 @@ class Exported:
             context: Conditions `(n, *context_shape)`, where it takes any.
 
         Returns:
-            Samples `(n, *data_shape)`, noise `(n, *base_shape)`, or log-likelihoods `(n,)`.
+            Samples `(n, *data_shape)`, whole numbers where they are tokens; noise
+            `(n, *base_shape)`; or log-likelihoods `(n,)`.
 
         Raises:
             ShapeError: The inputs or the conditions have another shape.
@@ -76,7 +77,8 @@ def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
         Among others `kind` ("sampler", "encoder", "log_prob"), `format`, `inputs` (names),
         `event_shape` (of the first input), `data_shape`, `base` (the law that noise has to have),
         `context_shape`, `context_dtype`, `steps`, `solvers`, `guidance`, `dtype`, `parity` (what
-        was found, the tolerance, seed and batch sizes of the check) and `versions`.
+        was found, the tolerance, seed and batch sizes of the check) and `versions`; of tokens also
+        `vocabulary`, how many values one has, and `start`, the law at t = 0.
 
     Raises:
         CheckpointError: The file is missing, damaged, or not one of cflow's.

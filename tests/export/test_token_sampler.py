@@ -156,6 +156,7 @@ def test_the_law_is_that_of_mixture_steps(name: str) -> None:
     flow, law, n = perfect(base, path), law_of_steps(base, 3), 100_000
     sampler = TokenSampler(flow)
     assert sampler.in_shape == (6 + (name != "masks"), 2)
+    assert torch.allclose(sampler.chances[:2], torch.tensor([1 / 9, 3 / 8]), rtol=0, atol=1e-12)
     x = sampler(torch.rand(n, *sampler.in_shape))
     assert p_value(x, base, law) > FALSE_ALARM
     assert p_value(flow.sample(n), base, law) > FALSE_ALARM
@@ -306,6 +307,7 @@ def test_a_file_runs_without_cflow_and_tells_nothing_of_its_folder(written) -> N
         assert b"samples" in content or b"noise" in content  # these are the bytes themselves
         assert str(RUN.parents[1]).encode() not in content
         assert b"rates.py" not in content
+        assert b"class_hierarchy" not in content  # notes of torch.onnx
 
 
 @pytest.mark.unchecked
