@@ -20,7 +20,9 @@ __all__ = [
     "TrainingError",
     "expect_finite",
     "expect_floating",
+    "expect_integers",
     "expect_positive",
+    "expect_tokens",
     "expect_trailing",
     "expect_unit_times",
     "known",
@@ -99,6 +101,52 @@ def expect_unit_times(where: str, t: Tensor) -> None:
         raise DomainError(
             f"{where}: times must lie in [0, 1] (0 = base, 1 = data), got {t[outside][0].item():g}"
         )
+
+
+def expect_integers(where: str, x: Tensor) -> None:
+    """Raise `DomainError` for tokens that are no integers."""
+    if x.dtype == torch.bool or x.is_floating_point() or x.is_complex():
+        raise DomainError(
+            f"{where}: tokens must be integers, got {x.dtype}; encode symbols as 0, 1, .. and call "
+            ".long()"
+        )
+
+
+def expect_tokens(
+    where: str, x: Tensor, event_shape: tuple[int, ...], vocabulary: int, *, masked: bool = False
+) -> None:
+    """Raise unless x holds data tokens: integers from 0 to vocabulary - 1.
+
+    Args:
+        where: Name of the caller, for errors.
+        x: Tokens `(*batch, *event_shape)`.
+        event_shape: Shape of one point.
+        vocabulary: How many values a token has.
+        masked: Whether `vocabulary` itself is the mask, which data never holds.
+
+    Raises:
+        ShapeError: x does not end in the event's shape.
+        DomainError: It is not of integers, or one is out of range.
+
+    Example:
+        >>> expect_tokens("page", torch.tensor([[0, 4]]), (2,), 5)
+    """
+    expect_trailing(where, "tokens", x, event_shape)
+    expect_integers(where, x)
+    bad = (x < 0) | (x >= vocabulary)
+    if not known(bad.any()):
+        return
+    position = tuple(bad.nonzero()[0].tolist())
+    value = int(x[position])
+    if masked and value == vocabulary:
+        raise DomainError(
+            f"{where}: data must not hold the mask, {value}, found at index {position} "
+            f"({int(bad.sum())} tokens are affected); fill or drop those tokens"
+        )
+    raise DomainError(
+        f"{where}: tokens must lie between 0 and {vocabulary - 1}, got {value} at index {position} "
+        f"({int(bad.sum())} tokens are affected)"
+    )
 
 
 def expect_finite(where: str, name: str, x: Tensor) -> None:

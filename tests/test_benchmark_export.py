@@ -1,12 +1,17 @@
 """The benchmark of exported files runs from start to end in its smoke mode."""
 
+import functools
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 
 import pytest
 import torch
 
+from cflow import Flow
+from experiments.benchmarks import export
 from experiments.benchmarks.export import FIGURES, Settings, agree, main
 
 pytestmark = pytest.mark.unchecked
@@ -17,6 +22,23 @@ def float32() -> None:
     torch.set_default_dtype(torch.float32)
 
 
+@pytest.fixture
+def once(monkeypatch) -> Iterator[None]:
+    """Write files for the first figure alone, and weigh each in one process: both take seconds."""
+    write, kept = export.written, []
+    with ExitStack() as stack:
+
+        def written(flow: Flow) -> AbstractContextManager:
+            if not kept:
+                kept.append(stack.enter_context(write(flow)))
+            return nullcontext(kept[0])
+
+        monkeypatch.setattr(export, "written", written)
+        monkeypatch.setattr(export, "alone", functools.cache(export.alone))
+        yield
+
+
+@pytest.mark.usefixtures("once")
 def test_every_form_is_timed_and_weighed(tmp_path: Path) -> None:
     report = main(Settings(out=tmp_path, smoke=True, threads=1))
     assert set(report["figures"]) == set(FIGURES)

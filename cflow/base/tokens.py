@@ -16,7 +16,7 @@ import torch
 from torch import Generator, Tensor
 
 from cflow.base.base import Base
-from cflow.errors import DomainError, ShapeError, expect_trailing
+from cflow.errors import DomainError, ShapeError, expect_integers, expect_trailing
 from cflow.typing import Batch, Data
 
 __all__ = ["Categorical", "EmpiricalTokens", "MaskTokens", "TokenBase", "UniformTokens"]
@@ -137,7 +137,8 @@ class Categorical(TokenBase):
         return x if one else x.movedim(-1, 0).reshape(full)
 
     def log_prob(self, x: Data, context: Tensor | None = None) -> Batch:
-        _expect_integers("Categorical.log_prob", x, self.event_shape)
+        expect_trailing("Categorical.log_prob", "tokens", x, self.event_shape)
+        expect_integers("Categorical.log_prob", x)
         table = self.probs.expand(*self.event_shape, self.states).log()
         table = table.expand(*x.shape, self.states)
         inside = x.clamp(0, self.states - 1).long()
@@ -183,7 +184,8 @@ class UniformTokens(TokenBase):
         return torch.randint(self.vocabulary, full, generator=generator, device=self.probs.device)
 
     def log_prob(self, x: Data, context: Tensor | None = None) -> Batch:
-        _expect_integers("UniformTokens.log_prob", x, self.event_shape)
+        expect_trailing("UniformTokens.log_prob", "tokens", x, self.event_shape)
+        expect_integers("UniformTokens.log_prob", x)
         outside = (x < 0) | (x >= self.vocabulary)
         each = self.probs.log()[0].expand(x.shape)
         return _summed(each.masked_fill(outside, -torch.inf), len(self.event_shape))
@@ -230,7 +232,8 @@ class MaskTokens(TokenBase):
         return torch.full(full, self.vocabulary, device=self.probs.device)
 
     def log_prob(self, x: Data, context: Tensor | None = None) -> Batch:
-        _expect_integers("MaskTokens.log_prob", x, self.event_shape)
+        expect_trailing("MaskTokens.log_prob", "tokens", x, self.event_shape)
+        expect_integers("MaskTokens.log_prob", x)
         each = torch.where(x == self.vocabulary, 0.0, -torch.inf).to(self.probs.dtype)
         return _summed(each, len(self.event_shape))
 
@@ -258,7 +261,8 @@ class EmpiricalTokens(TokenBase):
                 f"EmpiricalTokens: needs a table (rows, *event), got {tuple(tokens.shape)}"
             )
         super().__init__(tokens.shape[1:], vocabulary, masked=masked)
-        _expect_integers("EmpiricalTokens", tokens, self.event_shape)
+        expect_trailing("EmpiricalTokens", "tokens", tokens, self.event_shape)
+        expect_integers("EmpiricalTokens", tokens)
         outside = (tokens < 0) | (tokens >= self.states)
         if bool(outside.any()):
             place = tuple(outside.nonzero()[0].tolist())
@@ -295,7 +299,8 @@ class EmpiricalTokens(TokenBase):
         return self.tokens[rows]
 
     def log_prob(self, x: Data, context: Tensor | None = None) -> Batch:
-        _expect_integers("EmpiricalTokens.log_prob", x, self.event_shape)
+        expect_trailing("EmpiricalTokens.log_prob", "tokens", x, self.event_shape)
+        expect_integers("EmpiricalTokens.log_prob", x)
         rows = len(self.tokens)
         flat = torch.cat([self.tokens, x.reshape(-1, *self.event_shape)]).reshape(
             -1, math.prod(self.event_shape)
@@ -304,12 +309,6 @@ class EmpiricalTokens(TokenBase):
         count = torch.bincount(kind[:rows], minlength=int(kind.max()) + 1)
         share = count[kind[rows:]].to(torch.get_default_dtype()) / rows
         return share.log().reshape(x.shape[: x.dim() - len(self.event_shape)])
-
-
-def _expect_integers(where: str, x: Tensor, event_shape: tuple[int, ...]) -> None:
-    expect_trailing(where, "tokens", x, event_shape)
-    if x.dtype == torch.bool or x.is_floating_point() or x.is_complex():
-        raise DomainError(f"{where}: tokens must be integers, got {x.dtype}; call .long()")
 
 
 def _summed(each: Tensor, ndim: int) -> Tensor:

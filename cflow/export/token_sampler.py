@@ -103,8 +103,10 @@ class TokenSampler(Exportable):
         times = [*self.sampler.times(0.0, 1.0)]
         chances = [-math.expm1(-path.clock.between(t, later)) for t, later in pairwise(times)]
         chances[-1] = 2.0  # a certain jump, even for a number that was rounded up to 1
-        self.register_buffer("times", torch.tensor(times[:-1], dtype=self.dtype), persistent=False)
-        self.register_buffer("chances", torch.tensor(chances, dtype=self.dtype), persistent=False)
+        device = next((p.device for p in flow.parameters()), torch.device("cpu"))
+        for name, values in (("times", times[:-1]), ("chances", chances)):
+            held = torch.tensor(values, dtype=self.dtype, device=device)
+            self.register_buffer(name, held, persistent=False)
         self.first = 0 if flow.base.absorbing else 1  # masks need no noise
         self.in_shape = (self.first + 2 * len(chances), *flow.event_shape)
         self.unrolled = False

@@ -23,7 +23,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional
 
-from cflow.errors import DomainError, ShapeError
+from cflow.errors import DomainError, ShapeError, expect_tokens
 from cflow.jump.draw import Draw
 from cflow.jump.elbo import expect_path, log_posterior
 from cflow.jump.flow import JumpFlow
@@ -32,7 +32,6 @@ from cflow.jump.path import MixturePath
 from cflow.jump.rates import Posterior
 from cflow.jump.rectify import evaluating
 from cflow.jump.sampler import JumpSampler, JumpWalk, SteppingJumps
-from cflow.jump.tokens import expect_tokens
 from cflow.samples.options import expect_count
 from cflow.typing import Batch, Data
 

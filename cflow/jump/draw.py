@@ -80,5 +80,4 @@ class Draw:
         ranked, order = weight.sort(-1, descending=True)
         above = ranked.cumsum(-1) - ranked  # what likelier tokens hold
         cut = above >= self.top_p * ranked.sum(-1, keepdim=True)
-        cut[:, 0] = False
         return weight.scatter_(-1, order, ranked.masked_fill_(cut, 0.0))

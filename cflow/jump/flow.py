@@ -15,13 +15,12 @@ from torch import Generator, Tensor, nn
 
 from cflow import archive
 from cflow.base import TokenBase
-from cflow.errors import DomainError, ShapeError, expect_trailing
+from cflow.errors import DomainError, ShapeError, expect_tokens, expect_trailing
 from cflow.flow import Recipe
 from cflow.jump.elbo import clock_kl, draw_moments
 from cflow.jump.mixture_steps import MixtureSteps
 from cflow.jump.rates import Rates
 from cflow.jump.sampler import JumpSampler
-from cflow.jump.tokens import expect_tokens
 from cflow.transport import Likelihood
 from cflow.typing import Batch, Data
 
@@ -167,20 +166,25 @@ class JumpFlow(nn.Module):
 
     def with_rates(self, rates: Rates) -> "JumpFlow":
         """Return a flow of the same base and sampler with other rates, guided ones say."""
-        return JumpFlow(self.base, rates, sampler=self.sampler, context_shape=self.context_shape)
+        return self._like(rates, self.sampler)
 
     def with_sampler(self, sampler: JumpSampler) -> "JumpFlow":
         """Return a flow that shares all modules and takes its steps in another way."""
-        return JumpFlow(self.base, self.rates, sampler=sampler, context_shape=self.context_shape)
+        return self._like(self.rates, sampler)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write weights and recipe to one safetensors file that `cflow.load` reads.
+        """Write weights and recipe to one safetensors file for `cflow.load(path, JumpFlow)`.
 
         Raises:
             CheckpointError: The file cannot be written.
         """
         recipe = None if self.recipe is None else self.recipe.describe()
         archive.write(path, self.state_dict(), {"recipe": recipe})
+
+    def _like(self, rates: Rates, sampler: JumpSampler) -> "JumpFlow":
+        flow = JumpFlow(self.base, rates, sampler=sampler, context_shape=self.context_shape)
+        flow.training = self.training
+        return flow
 
     def _bounds(
         self, x: Tensor, context: Tensor | None, repeats: int, generator: Generator | None

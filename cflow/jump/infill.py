@@ -16,14 +16,14 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional
 
-from cflow.errors import DomainError, ShapeError, expect_trailing
+from cflow.errors import DomainError, ShapeError, expect_tokens, expect_trailing
 from cflow.jump.flow import JumpFlow
 from cflow.jump.mixture_steps import MixtureSteps
 from cflow.jump.noising import NoisingPath
 from cflow.jump.path import MixturePath
 from cflow.jump.rates import Posterior
 from cflow.jump.sampler import JumpSampler
-from cflow.jump.tokens import expect_tokens
+from cflow.jump.tokens import expect_flags
 from cflow.typing import Data
 
 __all__ = ["complete", "infill"]
@@ -83,7 +83,7 @@ def infill(
     expect_trailing("infill", "tokens", x, event)
     if x.dim() != len(event) + 1:
         raise ShapeError(f"infill: x needs one leading batch axis, got {tuple(x.shape)}")
-    given = _expect_known(known, x)
+    given = expect_flags("infill", "known", known, x)
     values = torch.where(given, x, 0)
     expect_tokens("infill", values, event, base.vocabulary, masked=base.mask is not None)
     _expect_context("infill", flow, context)
@@ -171,19 +171,6 @@ def _sampler(flow: JumpFlow) -> JumpSampler:
     repairs = isinstance(rates, Posterior) and not rates.absorbing and base.independent
     mixture = isinstance(rates.path, MixturePath | NoisingPath)
     return REFRESHED if repairs and mixture else flow.sampler
-
-
-def _expect_known(known: Tensor, x: Tensor) -> Tensor:
-    if known.dtype != torch.bool:
-        raise DomainError(
-            f"infill: known must be boolean, True where a token is known, got {known.dtype}"
-        )
-    try:
-        return known.expand(x.shape)
-    except RuntimeError as error:
-        raise ShapeError(
-            f"infill: known must broadcast to the tokens {tuple(x.shape)}, got {tuple(known.shape)}"
-        ) from error
 
 
 def _expect_context(where: str, flow: JumpFlow, context: Tensor | None) -> None:

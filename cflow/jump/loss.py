@@ -22,12 +22,11 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional
 
-from cflow.errors import DomainError, ShapeError
+from cflow.errors import DomainError, ShapeError, expect_tokens
 from cflow.jump.elbo import clock_kl, expect_path, log_posterior
 from cflow.jump.flow import JumpFlow
 from cflow.jump.path import over_tokens
 from cflow.jump.rates import Posterior, Rates
-from cflow.jump.tokens import expect_tokens
 from cflow.matching import (
     ContextDropout,
     Coupling,

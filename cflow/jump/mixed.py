@@ -35,12 +35,12 @@ from cflow.jump.mixed_state import (
     Part,
     batch_axes,
     expect_condition,
-    expect_flags,
     expect_mixed,
 )
 from cflow.jump.mixed_steps import HeldPosterior, MixedSteps, MixedWalk
 from cflow.jump.path import MixturePath
 from cflow.jump.sampler import JumpWalk
+from cflow.jump.tokens import expect_flags
 from cflow.typing import Data, Points
 
 __all__ = ["MixedFlow"]
@@ -222,7 +222,7 @@ class MixedFlow(nn.Module):
             )
         self.expect_state(where, state, context, data=known)
         state = Mixed(state.tokens.long(), state.x)
-        fixed = None if fixed is None else expect_flags(where, fixed, state.tokens)
+        fixed = None if fixed is None else expect_flags(where, "fixed", fixed, state.tokens)
         if start == end or not len(state.x):
             return state
         held = HeldPosterior(self.base_tokens, self.path)

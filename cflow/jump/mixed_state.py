@@ -6,11 +6,17 @@ import torch
 from torch import Tensor
 
 from cflow.base import Base, MeanFreeGaussian, TokenBase
-from cflow.errors import DomainError, ShapeError, expect_finite, expect_floating, expect_trailing
-from cflow.jump.tokens import expect_tokens
+from cflow.errors import (
+    DomainError,
+    ShapeError,
+    expect_finite,
+    expect_floating,
+    expect_tokens,
+    expect_trailing,
+)
 from cflow.manifold import expect_on
 
-__all__ = ["Mixed", "Part", "batch_axes", "expect_condition", "expect_flags", "expect_mixed"]
+__all__ = ["Mixed", "Part", "batch_axes", "expect_condition", "expect_mixed"]
 
 Part: TypeAlias = Literal["tokens", "points", "both"]
 
@@ -84,21 +90,6 @@ def expect_condition(
             f"{where}: expected one context for each state, {(n, *(shape or ()))}, got "
             f"{tuple(context.shape)}"
         )
-
-
-def expect_flags(where: str, fixed: Tensor, tokens: Tensor) -> Tensor:
-    """Return flags of tokens that stay, expanded to all tokens, or raise if they are none."""
-    if fixed.dtype != torch.bool:
-        raise DomainError(
-            f"{where}: fixed must be boolean, True where a token stays, got {fixed.dtype}"
-        )
-    try:
-        return fixed.expand(tokens.shape)
-    except RuntimeError as error:
-        raise ShapeError(
-            f"{where}: fixed must broadcast to the tokens {tuple(tokens.shape)}, got "
-            f"{tuple(fixed.shape)}"
-        ) from error
 
 
 def batch_axes(

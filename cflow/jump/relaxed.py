@@ -19,10 +19,9 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional
 
-from cflow.errors import DomainError, ShapeError
+from cflow.errors import DomainError, ShapeError, expect_tokens
 from cflow.field import Field
 from cflow.flow import Flow
-from cflow.jump.tokens import expect_tokens
 from cflow.jump.vertices import VertexPath
 from cflow.matching import (
     ContextDropout,

@@ -14,10 +14,10 @@ from torch import Generator, Tensor
 from tqdm import tqdm
 
 from cflow.base import TokenBase
-from cflow.errors import DomainError, ShapeError
+from cflow.errors import DomainError, ShapeError, expect_tokens
 from cflow.jump.draw import Draw
 from cflow.jump.rates import Posterior, Rates
-from cflow.jump.tokens import expect_finite_rates, expect_rates, expect_tokens
+from cflow.jump.tokens import expect_finite_rates, expect_flags, expect_rates
 from cflow.ode import Grid, UniformGrid, march
 from cflow.samples.options import expect_count
 from cflow.typing import Data
@@ -151,7 +151,7 @@ class JumpSampler(ABC):
                 f"{tuple(x0.shape)} and {None if context is None else tuple(context.shape)}"
             )
         if fixed is not None:
-            fixed = _expect_fixed(where, fixed, x0)
+            fixed = expect_flags(where, "fixed", fixed, x0)
         x0 = x0.long()
         if start == end or not len(x0):
             return x0
@@ -203,17 +203,3 @@ class SteppingJumps(JumpSampler):
             return self.step(walk, t, t_next, x)
 
         return march(step, x0, times)
-
-
-def _expect_fixed(where: str, fixed: Tensor, x: Tensor) -> Tensor:
-    if fixed.dtype != torch.bool:
-        raise DomainError(
-            f"{where}: fixed must be boolean, True where a token stays, got {fixed.dtype}"
-        )
-    try:
-        return fixed.expand(x.shape)
-    except RuntimeError as error:
-        raise ShapeError(
-            f"{where}: fixed must broadcast to the tokens {tuple(x.shape)}, got "
-            f"{tuple(fixed.shape)}"
-        ) from error

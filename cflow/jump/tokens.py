@@ -4,52 +4,9 @@ import torch
 from torch import Tensor
 
 from cflow.base import TokenBase
-from cflow.errors import DomainError, expect_trailing
+from cflow.errors import DomainError, ShapeError
 
-__all__ = ["expect_finite_rates", "expect_independent", "expect_rates", "expect_tokens"]
-
-
-def expect_tokens(
-    where: str, x: Tensor, event_shape: tuple[int, ...], vocabulary: int, *, masked: bool = False
-) -> None:
-    """Raise unless x holds data tokens: integers from 0 to vocabulary - 1.
-
-    Args:
-        where: Name of the caller, for errors.
-        x: Tokens `(*batch, *event_shape)`.
-        event_shape: Shape of one point.
-        vocabulary: How many values a token has.
-        masked: Whether `vocabulary` itself is the mask, which data never holds.
-
-    Raises:
-        ShapeError: x does not end in the event's shape.
-        DomainError: It is not of integers, or one is out of range.
-
-    Example:
-        >>> expect_tokens("page", torch.tensor([[0, 4]]), (2,), 5)
-    """
-    expect_trailing(where, "tokens", x, event_shape)
-    if x.dtype == torch.bool or x.is_floating_point() or x.is_complex():
-        raise DomainError(
-            f"{where}: tokens must be integers, got {x.dtype}; encode symbols as 0 .. "
-            f"{vocabulary - 1} and call .long()"
-        )
-    if torch.compiler.is_compiling():
-        return
-    bad = (x < 0) | (x >= vocabulary)
-    if not bool(bad.any()):
-        return
-    position = tuple(bad.nonzero()[0].tolist())
-    value = int(x[position])
-    if masked and value == vocabulary:
-        raise DomainError(
-            f"{where}: data must not hold the mask, {value}, found at index {position} "
-            f"({int(bad.sum())} tokens are affected); fill or drop those tokens"
-        )
-    raise DomainError(
-        f"{where}: tokens must lie between 0 and {vocabulary - 1}, got {value} at index {position} "
-        f"({int(bad.sum())} tokens are affected)"
-    )
+__all__ = ["expect_finite_rates", "expect_flags", "expect_independent", "expect_rates"]
 
 
 def expect_finite_rates(
@@ -99,3 +56,18 @@ def expect_independent(where: str, base: TokenBase) -> None:
             f"{where}: tokens of the base must be independent, got {type(base).__name__}; take "
             "Categorical(event_shape, base.marginals()) or another base"
         )
+
+
+def expect_flags(where: str, name: str, flags: Tensor, tokens: Tensor) -> Tensor:
+    """Return flags of tokens that stay, expanded to all tokens, or raise if they are none."""
+    if flags.dtype != torch.bool:
+        raise DomainError(
+            f"{where}: {name} must be boolean, True where a token stays, got {flags.dtype}"
+        )
+    try:
+        return flags.expand(tokens.shape)
+    except RuntimeError as error:
+        raise ShapeError(
+            f"{where}: {name} must broadcast to the tokens {tuple(tokens.shape)}, got "
+            f"{tuple(flags.shape)}"
+        ) from error

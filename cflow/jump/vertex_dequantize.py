@@ -19,8 +19,7 @@ import torch
 from torch import Generator, Tensor
 
 from cflow.base import Base
-from cflow.errors import DomainError, expect_positive, expect_trailing
-from cflow.jump.tokens import expect_tokens
+from cflow.errors import DomainError, expect_positive, expect_tokens, expect_trailing
 from cflow.transport import Stochastic
 from cflow.typing import Batch, Points
 

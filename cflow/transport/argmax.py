@@ -24,7 +24,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional
 
-from cflow.errors import DomainError, expect_trailing, plain
+from cflow.errors import DomainError, expect_tokens, expect_trailing
 from cflow.state import State
 from cflow.transport.transport import Chain, Shape, Stochastic, Transport
 
@@ -104,7 +104,7 @@ class ArgmaxDequantize(Stochastic):
     def _pull(
         self, y: Tensor, noise: Tensor, context: Tensor | None, *, tracked: bool
     ) -> tuple[Tensor, Tensor | None]:
-        _expect_tokens(y, self.vocabulary)
+        expect_tokens("ArgmaxDequantize.pull", y, (), self.vocabulary)
         own = y[..., None] == torch.arange(self.vocabulary, device=y.device)
         units = own.to(noise.dtype)
         if self.encoder is None:
@@ -144,17 +144,3 @@ def _thresholded(u: Tensor, own: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     v = torch.where(own, u, top - torch.maximum(functional.softplus(below), gap))
     slopes = functional.logsigmoid(below.to(torch.promote_types(u.dtype, torch.float32)))
     return v, torch.where(own, 0.0, slopes)
-
-
-def _expect_tokens(y: Tensor, vocabulary: int) -> None:
-    """Raise unless all are integers from 0 to vocabulary - 1; values are not seen when traced."""
-    where = "ArgmaxDequantize.pull"
-    if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
-        raise DomainError(f"{where}: tokens must be integers, got {y.dtype}; call x.long()")
-    if plain() and y.numel() and not 0 <= int(y.min()) <= int(y.max()) < vocabulary:
-        bad = (y < 0) | (y >= vocabulary)
-        position = tuple(bad.nonzero()[0].tolist())
-        raise DomainError(
-            f"{where}: tokens must lie between 0 and {vocabulary - 1}, got {int(y[position])} at "
-            f"index {position} ({int(bad.sum())} tokens are affected)"
-        )

@@ -84,12 +84,12 @@ def two_layer(context: int = 0) -> TwoLayerField:
 
 def ffjord() -> Transport:
     flow = recipes.ffjord(
-        3, 2, blocks=2, hidden_features=(12,), solver=RK4(12), divergence=Exact(), steer=0.1
+        3, 2, blocks=2, hidden_features=(12,), solver=RK4(4), divergence=Exact(), steer=0.1
     )
     return flow.transport.eval()
 
 
-TIGHT = Dopri5(rtol=1e-10, atol=1e-10)
+TIGHT = Dopri5(rtol=1e-9, atol=1e-9)
 
 
 def small(context: int = 0, features: int = 3) -> MLPField:
@@ -100,7 +100,7 @@ def mixed(features: int = 3, context: int = 0) -> Chain:
     return Chain(
         coupling(features, context),
         ActNorm((features,)),
-        ODE(small(context, features), TIGHT),
+        ODE(small(context, features), Dopri5(rtol=1e-8, atol=1e-8)),
         Inverse(coupling(features, context)),
         Inverse(Logit(0.0)),
     )
@@ -133,51 +133,51 @@ TRANSPORTS = [
         "ode, midpoint", lambda: ODE(small(), Midpoint(30)), round_trip=5e-5, jacobian=5e-5
     ),
     TransportCase("ode, heun", lambda: ODE(small(), Heun(30)), round_trip=5e-5, jacobian=5e-5),
-    TransportCase("ode, rk4", lambda: ODE(small(), RK4(12)), round_trip=1e-6, jacobian=1e-6),
+    TransportCase("ode, rk4", lambda: ODE(small(), RK4(8)), round_trip=1e-6, jacobian=1e-6),
     TransportCase(
         "ode, chunked",
-        lambda: ODE(small(), RK4(12), divergence=Exact(chunk=2)),
+        lambda: ODE(small(), RK4(8), divergence=Exact(chunk=2)),
         round_trip=1e-6,
         jacobian=1e-6,
     ),
     TransportCase(
         "ode, cost",
-        lambda: ODE(small(), RK4(12), cost=KineticEnergy()),
+        lambda: ODE(small(), RK4(8), cost=KineticEnergy()),
         round_trip=1e-6,
         jacobian=1e-6,
     ),
     TransportCase(
-        "ode, context", lambda: ODE(small(2), RK4(12)), context=(2,), round_trip=1e-6, jacobian=1e-6
+        "ode, context", lambda: ODE(small(2), RK4(8)), context=(2,), round_trip=1e-6, jacobian=1e-6
     ),
     TransportCase(
         "ode, image",
-        lambda: ODE(ImageField(), RK4(12), manifold=Euclidean(2)),
+        lambda: ODE(ImageField(), RK4(8), manifold=Euclidean(2)),
         event=(2, 2),
         round_trip=1e-5,
         jacobian=1e-5,
     ),
     TransportCase(
         "ode, jacobian norm",
-        lambda: ODE(small(), RK4(12), cost=CostSum((KineticEnergy(), JacobianNorm(0.1)))),
+        lambda: ODE(small(), RK4(8), cost=CostSum((KineticEnergy(), JacobianNorm(0.1)))),
         round_trip=1e-6,
         jacobian=1e-6,
     ),
     TransportCase(
         "ode, analytic, context",
-        lambda: ODE(two_layer(2), RK4(12)),
+        lambda: ODE(two_layer(2), RK4(8)),
         context=(2,),
         round_trip=1e-5,
         jacobian=1e-5,
     ),
     TransportCase(
         "ode, two layers, exact",
-        lambda: ODE(two_layer(), RK4(12), divergence=Exact()),
+        lambda: ODE(two_layer(), RK4(8), divergence=Exact()),
         round_trip=1e-5,
         jacobian=1e-5,
     ),
     TransportCase(
         "ode, gated, context",
-        lambda: ODE(GatedField(3, 2, hidden_features=(12, 12)), RK4(12)),
+        lambda: ODE(GatedField(3, 2, hidden_features=(12, 12)), RK4(4)),
         context=(2,),
         round_trip=1e-5,
         jacobian=1e-5,
@@ -209,7 +209,7 @@ TRANSPORTS = [
     ),
     TransportCase(
         "recipe cnf",
-        lambda: recipes.cnf(3, 2, hidden_features=(16,), solver=RK4(24)).transport,
+        lambda: recipes.cnf(3, 2, hidden_features=(16,), solver=RK4(16)).transport,
         context=(2,),
         round_trip=1e-5,
         jacobian=1e-5,
@@ -219,7 +219,7 @@ TRANSPORTS = [
         "recipe exact_cnf",
         lambda: (
             recipes.exact_cnf(
-                3, 2, hidden_features=(12, 12), frequencies=2, blocks=2, solver=RK4(24)
+                3, 2, hidden_features=(12, 12), frequencies=2, blocks=2, solver=RK4(12)
             ).transport
         ),
         context=(2,),

@@ -152,7 +152,7 @@ CASES = [
     ),
     TransportCase(
         "sphere, layers and an ODE",
-        lambda: Chain(moebius(3), ODE(swirl(), RK4(12), manifold=Sphere()), exponential(3)),
+        lambda: Chain(moebius(3), ODE(swirl(), RK4(6), manifold=Sphere()), exponential(3)),
         round_trip=1e-4,
         jacobian=1e-4,
         compiled=False,
@@ -160,7 +160,7 @@ CASES = [
     ),
     TransportCase(
         "torus, layers and an ODE",
-        lambda: Chain(coupled(SPLINE), ODE(swirl(), RK4(12), manifold=Torus())),
+        lambda: Chain(coupled(SPLINE), ODE(swirl(), RK4(6), manifold=Torus())),
         round_trip=1e-4,
         jacobian=1e-4,
         compiled=False,

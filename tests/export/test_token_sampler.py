@@ -145,6 +145,7 @@ def p_value(x: Tensor, base: TokenBase, law: Tensor) -> float:
 LAWS = {
     "masks": lambda: MaskTokens(2, 3),
     "uniform": lambda: UniformTokens(2, 3),
+    "some masks": lambda: Categorical(2, torch.tensor([0.3, 0.2, 0.1, 0.4]), masked=True),
     "categorical": lambda: Categorical(2, torch.tensor([[0.7, 0.1, 0.2], [0.1, 0.3, 0.6]])),
 }
 

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from cflow.base import EmpiricalTokens, MaskTokens, UniformTokens
-from cflow.errors import CflowError, DomainError, ShapeError
+from cflow.errors import CflowError, DomainError, ShapeError, expect_tokens
 from cflow.jump import (
     AdaptiveJumps,
     Corrected,
@@ -21,7 +21,6 @@ from cflow.jump import (
     TauLeaping,
     jump_matching,
 )
-from cflow.jump.tokens import expect_tokens
 from cflow.ode import TimeGrid
 
 MASKS, UNIFORM = MaskTokens(3, 4), UniformTokens(3, 4)
