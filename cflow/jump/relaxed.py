@@ -173,9 +173,10 @@ def relaxed_flow(
     Example:
         >>> from cflow.field import FlattenedField, MLPField
         >>> from cflow.jump import DirichletPath
+        >>> from cflow.state import State
         >>> network = FlattenedField(MLPField(5 * 4), (5, 4))
         >>> flow = relaxed_flow(VertexPosterior(network, DirichletPath(4)), 5)
-        >>> x = flow.sample(3)
+        >>> x = flow.transport.push(State(flow.base.sample((3,)))).x  # as flow.sample(3) does
         >>> x.shape, x.dtype, flow.likelihood
         (torch.Size([3, 5]), torch.int64, 'bound')
     """

@@ -81,7 +81,7 @@ def test_checkpoint_is_direct_to_rounding(solver: Solver, segments: int | None, 
 
 @pytest.mark.parametrize(
     "solver",
-    [Euler(60), RK4(1000), BogackiShampine(1e-4, 1e-4), Dopri5(**TIGHT), Tsit5(**TIGHT)],
+    [Euler(60), RK4(300), BogackiShampine(1e-4, 1e-4), Dopri5(**TIGHT), Tsit5(**TIGHT)],
     ids=name,
 )
 @pytest.mark.parametrize("each", [False, True], ids=["one time", "times by sample"])
