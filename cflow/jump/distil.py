@@ -30,8 +30,8 @@ from cflow.jump.flow import JumpFlow
 from cflow.jump.mixture_steps import MixtureSteps
 from cflow.jump.path import MixturePath
 from cflow.jump.rates import Posterior
-from cflow.jump.rectify import evaluating
 from cflow.jump.sampler import JumpSampler, JumpWalk, SteppingJumps
+from cflow.matching.teacher import evaluating
 from cflow.samples.options import expect_count
 from cflow.typing import Batch, Data
 

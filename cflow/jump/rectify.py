@@ -11,9 +11,6 @@ Source: Yoo et al. (2025), ReDi: rectified discrete flow, arXiv 2507.15897, sect
 (2023), Flow straight and fast, arXiv 2209.03003.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from torch import Generator, Tensor
 from tqdm import tqdm
@@ -23,10 +20,11 @@ from cflow.jump.flow import JumpFlow
 from cflow.jump.loss import CrossEntropy, JumpLoss, jump_matching
 from cflow.jump.sampler import JumpSampler
 from cflow.matching import PairedCoupling, Stratified, TimeLaw, UniformTimes
+from cflow.matching.teacher import evaluating
 from cflow.samples.options import expect_count
 from cflow.typing import Batch, Data
 
-__all__ = ["evaluating", "rectified_matching", "token_pairs"]
+__all__ = ["rectified_matching", "token_pairs"]
 
 CROSS_ENTROPY = CrossEntropy()
 PAIRED = PairedCoupling()
@@ -146,15 +144,3 @@ def rectified_matching(
     return jump_matching(
         flow, x1, context, x0=x0, coupling=PAIRED, times=times, loss=loss, generator=generator
     )
-
-
-@contextmanager
-def evaluating(flow: JumpFlow) -> Iterator[None]:
-    """Put a flow into evaluation mode, and each of its modules back into its own."""
-    modes = [(module, module.training) for module in flow.modules()]
-    flow.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training

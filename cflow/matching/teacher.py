@@ -16,7 +16,7 @@ from itertools import count
 from typing import TypeAlias
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
 from cflow.errors import DomainError, ShapeError, expect_finite, expect_positive, expect_trailing
 from cflow.flow import Flow
@@ -25,7 +25,7 @@ from cflow.state import State
 from cflow.transport.around import around_ode
 from cflow.typing import Data
 
-__all__ = ["Teacher", "TeacherPairs"]
+__all__ = ["Teacher", "TeacherPairs", "evaluating"]
 
 Tensors: TypeAlias = tuple[Tensor, ...]
 
@@ -80,7 +80,7 @@ class Teacher:
         """
         before, ode, after = self.around
         context = None if self.context is None else self._rows(self.context, rows)
-        with torch.no_grad(), _evaluating(self.flow):
+        with torch.no_grad(), evaluating(self.flow):
             if self.data is None:
                 x0 = self.flow.base.sample((n,), context, generator=generator)
                 x0 = before.push(State(x0), context, generator=generator).x
@@ -158,7 +158,7 @@ class TeacherPairs:
 
 
 @contextmanager
-def _evaluating(flow: Flow) -> Iteration[None]:
+def evaluating(flow: nn.Module) -> Iteration[None]:
     """Put a flow into evaluation mode, and each of its modules back into its own."""
     modes = [(module, module.training) for module in flow.modules()]
     flow.eval()
