@@ -1,9 +1,12 @@
 """Tests run in float64 and from one seed; nothing but what a test draws itself can move it.
 
 Tests of the command line have it in their own process: words in, status and lines out, as a shell
-would see them.
+would see them. Where a test needs a process of its own and has nothing to say about imports, it is
+forked from one that has imported what all need, which takes seconds each time.
 """
 
+import multiprocessing
+import multiprocessing.context
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +16,15 @@ import pytest
 import torch
 
 torch.set_num_threads(1)  # the suite runs in parallel processes, on tensors of a few entries
+multiprocessing.set_forkserver_preload(
+    ["cflow.matching", "cflow.recipes", "cflow.train", "ot", "scipy.stats", "torch._dynamo"]
+)
+
+
+@pytest.fixture(scope="session")
+def forked() -> multiprocessing.context.ForkServerContext:
+    """Start processes by this that know of torch and cflow what an import leaves, and no more."""
+    return multiprocessing.get_context("forkserver")
 
 
 @pytest.fixture(autouse=True)

@@ -2,12 +2,20 @@
 
 import json
 import math
+from multiprocessing import context
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 import pytest
 import torch
 
-pytestmark = pytest.mark.unchecked
+pytestmark = [pytest.mark.unchecked, pytest.mark.usefixtures("forked_workers")]
+
+
+@pytest.fixture
+def forked_workers(monkeypatch, forked: ForkServerContext) -> None:
+    """Fork the workers of experiments, which spawn them and so import torch in each."""
+    monkeypatch.setitem(context._concrete_contexts, "spawn", forked)
 
 
 @pytest.fixture(autouse=True)

@@ -1,7 +1,6 @@
 """Glow: shapes, classes, initialisation that is saved, temperature, and errors in words."""
 
-import subprocess
-import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -106,7 +105,7 @@ def test_networks_in_bfloat16_and_far_points_keep_densities_finite() -> None:
     assert bool(torch.isfinite(continuous.log_prob(far, torch.eye(5, 3))).all())
 
 
-def test_initialised_once_and_never_again_even_in_a_fresh_process(tmp_path) -> None:
+def test_initialised_once_and_never_again_even_in_a_fresh_process(tmp_path: Path, forked) -> None:
     flow = recipes.glow((4, 4), 3, **SMALL)
     x, labels = images(50, 4, 4), torch.randint(0, 3, (50,))
     flow.initialize(x, labels)
@@ -118,22 +117,25 @@ def test_initialised_once_and_never_again_even_in_a_fresh_process(tmp_path) -> N
     assert all(torch.equal(v, before[k]) for k, v in flow.state_dict().items())
     flow.save(tmp_path / "glow.safetensors")
     torch.save((x, labels), tmp_path / "data.pt")
-    program = f"""
-import torch, cflow
-flow = cflow.load(r"{tmp_path}/glow.safetensors")
-x, labels = torch.load(r"{tmp_path}/data.pt")
-before = {{k: v.clone() for k, v in flow.state_dict().items()}}
-flow.train().initialize(x // 2, labels)
-flow.log_prob(x, labels)
-assert all(torch.equal(v, before[k]) for k, v in flow.state_dict().items())
-noise = torch.linspace(-1, 1, 16, dtype=torch.float64)
-torch.save(flow.push(noise, labels[:5]), r"{tmp_path}/out.pt")
-"""
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+    process = forked.Process(target=initialize_again, args=(tmp_path,))
+    process.start()
+    process.join(60)
+    assert process.exitcode == 0
     expected = flow.push(torch.linspace(-1, 1, 16), labels[:5])
     assert torch.equal(torch.load(tmp_path / "out.pt"), expected)
     again = cflow.load(tmp_path / "glow.safetensors")
     assert all(torch.equal(v, before[k]) for k, v in again.state_dict().items())
+
+
+def initialize_again(folder: Path) -> None:
+    flow = cflow.load(folder / "glow.safetensors")
+    x, labels = torch.load(folder / "data.pt")
+    before = {k: v.clone() for k, v in flow.state_dict().items()}
+    flow.train().initialize(x // 2, labels)
+    flow.log_prob(x, labels)
+    assert all(torch.equal(v, before[k]) for k, v in flow.state_dict().items())
+    noise = torch.linspace(-1, 1, 16, dtype=torch.float64)
+    torch.save(flow.push(noise, labels[:5]), folder / "out.pt")
 
 
 def test_initialisation_normalises_what_leaves_each_scale() -> None:

@@ -1,7 +1,5 @@
 """The recipes of layers: saved whole, cheap where they say so, one interface both ways."""
 
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -89,7 +87,7 @@ def test_gradients_reach_all_parameters_after_one_step(build: Callable[..., Flow
         assert bool((parameter.grad != 0).any()), name
 
 
-def test_saved_flows_give_the_same_numbers_in_a_fresh_process(tmp_path: Path) -> None:
+def test_saved_flows_give_the_same_numbers_in_a_fresh_process(tmp_path: Path, forked) -> None:
     """Exact reloading of every recipe, those of images and residual ones included."""
     torch.manual_seed(0)
     flows = {name: away(build(2)).float() for name, build in BUILDS.items()}
@@ -115,22 +113,19 @@ def test_saved_flows_give_the_same_numbers_in_a_fresh_process(tmp_path: Path) ->
         flow.save(tmp_path / f"{name}.safetensors")
         given[name] = (x, context, value)
     torch.save(given, tmp_path / "given.pt")
-    script = (
-        "import sys, pathlib, torch, cflow\n"
-        "torch.set_num_threads(int(sys.argv[2]))\n"
-        "folder = pathlib.Path(sys.argv[1])\n"
-        "for name, (x, c, value) in torch.load(folder / 'given.pt').items():\n"
-        "    flow = cflow.load(folder / f'{name}.safetensors')\n"
-        "    g = torch.Generator().manual_seed(0)\n"
-        "    with torch.no_grad():\n"
-        "        assert torch.equal(flow.log_prob(x, c, generator=g), value), name\n"
-        "print('same')\n"
-    )
-    arguments = [str(tmp_path), str(torch.get_num_threads())]  # sums depend on the threads
-    done = subprocess.run(
-        [sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=False
-    )
-    assert done.stdout.strip() == "same", done.stderr
+    process = forked.Process(target=same, args=(tmp_path, torch.get_num_threads()))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+
+
+def same(folder: Path, threads: int) -> None:
+    """Ask saved flows again; sums depend on the threads."""
+    torch.set_num_threads(threads)
+    for name, (x, context, value) in torch.load(folder / "given.pt").items():
+        flow, generator = load(folder / f"{name}.safetensors"), torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            assert torch.equal(flow.log_prob(x, context, generator=generator), value), name
 
 
 def test_initialisation_survives_saving_and_is_never_repeated(tmp_path: Path) -> None:

@@ -1,9 +1,9 @@
 """The training loop: it learns, resumes bit for bit, stops in words, and loses nothing."""
 
-import multiprocessing
 import time
 import warnings
 from itertools import pairwise
+from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 
 import pytest
@@ -22,12 +22,6 @@ from cflow.train import (
     WandbMonitor,
 )
 from cflow.train.batches import batches
-
-# Each run is forked from one process that has imported what all of them need, which takes seconds.
-PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(
-    ["cflow.matching", "cflow.recipes", "cflow.train", "torch._dynamo", "scipy.optimize"]
-)
 
 
 def target(n: int = 400) -> Tensor:
@@ -53,33 +47,33 @@ def checkpoint_step(folder: Path) -> int:
     return torch.load(path, weights_only=True)["step"] if path.exists() else 0
 
 
-def start(folder: Path, *, slow: bool = False) -> multiprocessing.Process:
+def start(folder: Path, forked: ForkServerContext, *, slow: bool = False) -> ForkServerProcess:
     """Train in a process of its own, from where the folder stands."""
-    process = PROCESSES.Process(target=train, args=(str(folder),), kwargs={"slow": slow})
+    process = forked.Process(target=train, args=(str(folder),), kwargs={"slow": slow})
     process.start()
-    return process  # type: ignore[return-value]
+    return process
 
 
-def finish(folder: Path) -> dict[str, Tensor]:
+def finish(folder: Path, forked: ForkServerContext) -> dict[str, Tensor]:
     """Train to the end and return the weights."""
-    process = start(folder)
+    process = start(folder, forked)
     process.join()
     assert process.exitcode == 0
     return archive.read(folder / "flow.safetensors")[0]
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory) -> dict[str, Tensor]:
+def whole(tmp_path_factory, forked: ForkServerContext) -> dict[str, Tensor]:
     """The weights of a training that nobody disturbed."""
-    return finish(tmp_path_factory.mktemp("whole"))
+    return finish(tmp_path_factory.mktemp("whole"), forked)
 
 
 @pytest.mark.parametrize("kills", [1, 3])
 def test_a_killed_run_resumes_to_the_same_weights_bit_for_bit(
-    kills: int, whole: dict[str, Tensor], tmp_path: Path
+    kills: int, whole: dict[str, Tensor], forked: ForkServerContext, tmp_path: Path
 ) -> None:
     for k in range(kills):
-        process = start(tmp_path, slow=True)
+        process = start(tmp_path, forked, slow=True)
         deadline = time.monotonic() + 60
         while checkpoint_step(tmp_path) < 30 + 30 * k and time.monotonic() < deadline:
             time.sleep(0.01)
@@ -88,7 +82,7 @@ def test_a_killed_run_resumes_to_the_same_weights_bit_for_bit(
         process.kill()
         process.join()
     assert 30 <= checkpoint_step(tmp_path) < 200
-    resumed = finish(tmp_path)
+    resumed = finish(tmp_path, forked)
     assert whole.keys() == resumed.keys()
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 

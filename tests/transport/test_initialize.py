@@ -103,12 +103,11 @@ def share(rank: int, path: str, shares: list[torch.Tensor]) -> None:
         torch.distributed.destroy_process_group()
 
 
-def test_two_processes_get_the_statistics_of_both_their_batches(tmp_path) -> None:
+def test_two_processes_get_the_statistics_of_both_their_batches(tmp_path, forked) -> None:
     y = 5 + 3 * torch.randn(20, 3, 4, 4)
     shares = [y[:13], y[13:]]
-    context = torch.multiprocessing.get_context("spawn")
     processes = [
-        context.Process(target=share, args=(rank, str(tmp_path), shares)) for rank in range(2)
+        forked.Process(target=share, args=(rank, str(tmp_path), shares)) for rank in range(2)
     ]
     for process in processes:
         process.start()
