@@ -67,7 +67,7 @@ class Settings:
 def main(settings: Settings) -> dict[str, Any]:
     if settings.smoke:
         settings = replace(
-            settings, seconds=2.0, batch=8, draws=2, tested=16, tested_tightly=4, threads=1
+            settings, seconds=0.5, batch=8, draws=2, tested=16, tested_tightly=4, threads=1
         )
     torch.set_num_threads(settings.threads)
     settings.out.mkdir(parents=True, exist_ok=True)

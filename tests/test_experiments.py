@@ -53,9 +53,11 @@ def test_ode_benchmark(tmp_path: Path, capsys) -> None:
     assert "figures are not as wanted" in capsys.readouterr().out
 
 
-def test_layers_benchmark(tmp_path: Path) -> None:
+def test_layers_benchmark(tmp_path: Path, monkeypatch) -> None:
+    from experiments.benchmarks.layers import training
     from experiments.benchmarks.layers.__main__ import FIGURES, Settings, main
 
+    monkeypatch.setattr(training, "TRANSFORMS", 2)  # each is a part of the graph that is compiled
     report = main(Settings(out=tmp_path, smoke=True))
     assert report["figures"].keys() == FIGURES.keys()
     rows = [row for rows in report["figures"].values() for row in rows]

@@ -10,6 +10,7 @@ import torch
 from cflow.data import earth, find, ramachandran, torsion
 
 pytestmark = pytest.mark.unchecked
+EARTH = Path(__file__).parents[1] / "experiments" / "earth.py"
 MODELS = {"ours", "plain", "one width", "windows", "mixed widths"}
 
 
@@ -48,10 +49,10 @@ def test_torsion(tmp_path: Path) -> None:
 
 
 def run(monkeypatch, *words: str | Path) -> int | str | None:
-    """Run an experiment as a script, here, and return the status it ends with."""
-    monkeypatch.setattr(sys, "argv", [*map(str, words)])
+    """Run the study on the sphere as a script, here, and return the status it ends with."""
+    monkeypatch.setattr(sys, "argv", [str(EARTH), *map(str, words)])
     try:
-        runpy.run_module(str(words[0]), run_name="__main__", alter_sys=True)
+        runpy.run_path(str(EARTH), run_name="__main__")
     except SystemExit as end:
         return end.code
     return None
@@ -63,14 +64,14 @@ def test_a_table_of_events_of_ones_own(tmp_path: Path, monkeypatch) -> None:
     lines = [f"{lat:.2f},{lon:.2f}" for lat, lon in places.tolist()]
     (tmp_path / "whales.csv").write_text("lat,lon\n" + "\n".join(lines))
     words = ("--csv", tmp_path / "whales.csv", "--smoke", "--out", tmp_path / "out")
-    assert run(monkeypatch, "experiments.earth", *words) is None
+    assert run(monkeypatch, *words) is None
     assert "whales" in (tmp_path / "out" / "table.md").read_text()
 
 
 def test_a_bad_table_is_one_clear_sentence(tmp_path: Path, monkeypatch) -> None:
     (tmp_path / "bad.csv").write_text("48.2,16.4\n148.2,16.4\n")
     words = ("--csv", tmp_path / "bad.csv", "--smoke", "--out", tmp_path)
-    ended = run(monkeypatch, "experiments.earth", *words)
+    ended = run(monkeypatch, *words)
     assert isinstance(ended, str), "a text as status is written to stderr, and the status is 1"
     assert ended.startswith("error: ")
     assert "148.2" in ended

@@ -25,11 +25,11 @@ from cflow.transport import ODE, Leap
 pytestmark = pytest.mark.unchecked
 FORMATS = {"pt2": export_pt2, "onnx": export_onnx}
 FLOWS = {
-    "sphere": lambda: recipes.sphere_cnf(hidden_features=(8,), solver=Euler(2)),
+    "sphere": lambda: recipes.sphere_cnf(hidden_features=(8,), solver=Euler(1)),
     "sphere, exponential": lambda: recipes.sphere_cnf(
         hidden_features=(8,), solver=Euler(2), steps="exponential"
     ),
-    "torus": lambda: recipes.torus_cnf(2, hidden_features=(8,), solver=Euler(2)),
+    "torus": lambda: recipes.torus_cnf(2, hidden_features=(8,), solver=Euler(1)),
     "quaternions": lambda: turning(Quaternions()),
 }
 
@@ -75,7 +75,7 @@ def test_a_density_on_the_sphere(tmp_path: Path) -> None:
 
 
 def test_rotations_and_leaps(tmp_path: Path) -> None:
-    rotations = recipes.rotation_cnf(hidden_features=(8,), solver=Euler(2)).float().eval()
+    rotations = recipes.rotation_cnf(hidden_features=(8,), solver=Euler(1)).float().eval()
     time = SpanTime(FourierTime(2), FourierTime(2))
     net = TangentField(MLPField(3, hidden_features=(8,), time=time), Sphere())
     leap = Leap(NetworkFlowMap(net), manifold=Sphere())

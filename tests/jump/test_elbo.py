@@ -112,7 +112,7 @@ def test_along_a_metric_path_it_is_unbiased_and_below() -> None:
         assert bool((value < exact + SIGMAS * error).all())
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: type(s).__name__)
 def test_with_masks_a_perfect_posterior_makes_it_exact(schedule: PathSchedule) -> None:
     base = MaskTokens(2, VOCABULARY)
     rates = NetworkPosterior(perfect(base, schedule), base, MixturePath(schedule))
