@@ -62,8 +62,8 @@ class ArgmaxDequantize(Stochastic):
         >>> from cflow.transport import AffineMap, Elementwise
         >>> noise = Elementwise(AffineMap(), (5, 3), conditioner=MLP(15, 30))
         >>> flow = Flow(Gaussian((5, 3)), Chain(ArgmaxDequantize(3, noise)))
-        >>> flow.sample(7).shape, flow.log_prob(torch.tensor([[0, 2, 1, 1, 0]])).shape
-        (torch.Size([7, 5]), torch.Size([1]))
+        >>> flow.event_shape, flow.log_prob(torch.tensor([[0, 2, 1, 1, 0]])).shape
+        ((5,), torch.Size([1]))
     """
 
     def __init__(

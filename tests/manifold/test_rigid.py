@@ -83,7 +83,7 @@ def test_it_is_the_product_of_rotations_and_space() -> None:
         go = (r @ (a[..., 3:, None] / math.sqrt(0.3))).squeeze(-1)
         return product.join([r @ hat(a[..., :3] / math.sqrt(2.0)), go])
 
-    solver = Dopri5(1e-9, 1e-9)
+    solver = Dopri5(1e-8, 1e-8)
     ours = ODE(field, solver, manifold=WEIGHTED).push(tracked(x, event_dim=2))
     theirs = ODE(FunctionField(beside), solver, manifold=product).push(tracked(flat(x)))
     assert torch.allclose(flat(ours.x), theirs.x, atol=1e-7)

@@ -251,7 +251,7 @@ def test_one_flow_has_one_density_on_matrices_and_quaternions() -> None:
     ours = FrameField(net, matrices)
     theirs = FrameField(lambda t, q, c: net(t, quaternions.to_matrix(q), c), quaternions)
     q = draw(quaternions, 6)
-    solver = Dopri5(1e-9, 1e-9)
+    solver = Dopri5(1e-8, 1e-8)
     x = ODE(ours, solver, manifold=matrices).push(tracked(quaternions.to_matrix(q), event_dim=2))
     for sign in (1, -1):
         y = ODE(theirs, solver, manifold=quaternions).push(tracked(sign * q))

@@ -110,9 +110,9 @@ def test_matching_and_likelihood_fit_a_cap() -> None:
     torch.manual_seed(0)
     found = {}
     train, test = cap(2000), cap(500, seed=1)
-    for name, loss, steps in (("matching", matched, 300), ("nll", nll_of, 50)):
+    for name, loss, steps in (("matching", matched, 150), ("nll", nll_of, 50)):
         flow = BUILDS["sphere"](solver=RK4(4))
-        Trainer(flow, loss, steps=steps, batch=256, lr=3e-3, progress=False).fit(train)
+        Trainer(flow, loss, steps=steps, batch=128, lr=3e-3, progress=False).fit(train)
         with torch.no_grad():
             found[name] = -flow.log_prob(test).mean().item()
     uniform = math.log(4 * math.pi)
@@ -162,7 +162,7 @@ def test_a_mean_flow_leaps_where_its_velocity_leads() -> None:
             spans=Spans(whole=0.2), generator=generator,
         )  # fmt: skip
 
-    Trainer(flow, loss, steps=300, batch=128, lr=3e-3, progress=False).fit(cap(1000))
+    Trainer(flow, loss, steps=150, batch=128, lr=3e-3, progress=False).fit(cap(1000))
     x0 = flow.base.sample((300,), generator=Generator().manual_seed(1))
     with torch.no_grad():
         there = flow.push(x0)
