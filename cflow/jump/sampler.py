@@ -25,7 +25,7 @@ from cflow.typing import Data
 __all__ = ["JumpSampler", "JumpWalk", "SteppingJumps"]
 
 UNIFORM = UniformGrid()
-ENTRIES = 1 << 20  # of logits that are drawn from at once
+ENTRIES = 1 << 19  # of logits that are drawn from at once
 
 
 @dataclass(frozen=True)
