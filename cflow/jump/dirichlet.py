@@ -12,7 +12,7 @@ b ~ Beta(s, K). The source lets s grow evenly; here it grows like a power, becau
 
 at all times, so that a step of Euler's of up to 1 / log(1 + end) never leaves the simplex.
 Source: Stark et al. (2024), Dirichlet flow matching with applications to DNA sequence design, arXiv
-2402.05841, section 3.3 and equation 13.
+2402.05841, section 3.
 """
 
 import math

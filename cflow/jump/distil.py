@@ -12,7 +12,7 @@ On two tokens of four values, 0.925 of them equal, the law of one step is off by
 variation without labels, and by 0.02 to 0.07 with 8 of them. Two steps of the teacher are off by
 0.33 and four by 0.17; two of a student that was taught by two halves of each, by 0.16.
 Source: Hayakawa et al. (2024), Distillation of discrete diffusion through dimensional correlations,
-arXiv 2410.08709, section 3; Deschenaux and Gulcehre (2024), Beyond autoregression: fast LLMs via
+arXiv 2410.08709; Deschenaux and Gulcehre (2024), Beyond autoregression: fast LLMs via
 self-distillation through time, arXiv 2410.21035.
 """
 
@@ -81,7 +81,7 @@ def step_distillation(
         ShapeError: Shapes disagree.
 
     References:
-        Hayakawa et al. (2024), arXiv 2410.08709, section 3; Deschenaux and Gulcehre (2024), arXiv
+        Hayakawa et al. (2024), arXiv 2410.08709; Deschenaux and Gulcehre (2024), arXiv
         2410.21035.
 
     Example:
@@ -147,7 +147,7 @@ class LatentSteps(SteppingJumps):
         draw: How tokens are drawn: temperature, nucleus, precision.
 
     References:
-        Hayakawa et al. (2024), arXiv 2410.08709, section 3.1.
+        Hayakawa et al. (2024), arXiv 2410.08709.
 
     Example:
         >>> LatentSteps(4, latents=16).steps

@@ -17,7 +17,7 @@ not jumped. With masks, s is drawn as the jump of one token chosen at random,
 which has no weight that could grow; else exp(-s) = u^2 with u uniform, so that the weight 2 / u has
 a finite variance. Draws for one point are spread evenly.
 Source: Campbell et al. (2022), arXiv 2205.14987, proposition 2; Shaul et al. (2024), arXiv
-2412.03487, equation 27; Uria et al. (2014), A deep and tractable density estimator, arXiv
+2412.03487; Uria et al. (2014), A deep and tractable density estimator, arXiv
 1310.1757, and Ou et al. (2024), arXiv 2406.03736, section 3 (masks in any order).
 """
 

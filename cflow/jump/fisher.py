@@ -13,7 +13,7 @@ There is no bound on the likelihood. At t = 1 all points are vertices, which hav
 shortly before that each vertex has a small cap of points around it; the ODE of a learned field
 takes some of the cap back to roots below zero, from where no point ever starts.
 Source: Davis et al. (2024), Fisher flow matching for generative modeling over discrete data, arXiv
-2405.14664, sections 3 and 4.
+2405.14664.
 """
 
 import math

@@ -7,7 +7,7 @@ At scale s = 1 both are the model given its condition, at s = 0 the model withou
 model is one like any other: samplers take it, and so does the bound, that of the law of its own
 samples. For guidance by a predictor see `predictor.py`.
 Source: Nisonoff et al. (2024), Unlocking guidance for discrete state-space diffusion and flow
-models, arXiv 2406.01572, section 3; Ho and Salimans (2022), arXiv 2207.12598.
+models, arXiv 2406.01572; Ho and Salimans (2022), arXiv 2207.12598.
 """
 
 import math
@@ -97,7 +97,7 @@ class GuidedRates(Rates):
         ShapeError: When called with a context that the null one does not fit.
 
     References:
-        Nisonoff et al. (2024), arXiv 2406.01572, section 3.
+        Nisonoff et al. (2024), arXiv 2406.01572.
 
     Example:
         >>> from cflow.jump import DirectRates

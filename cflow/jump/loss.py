@@ -8,9 +8,9 @@
     bound            l = k at moments of low variance, see `elbo.py`
 
 All have the conditional mean of the path's rates as their minimum.
-Source: Gat et al. (2024), Discrete flow matching, arXiv 2407.15595, equation 24; Shaul et al.
-(2024), arXiv 2412.03487, equation 27 (generalised KL); Holderrieth et al. (2024), Generator
-matching, arXiv 2410.20587, section 5 (Bregman divergences of rates).
+Source: Gat et al. (2024), Discrete flow matching, arXiv 2407.15595; Shaul et al.
+(2024), arXiv 2412.03487 (generalised KL); Holderrieth et al. (2024), Generator
+matching, arXiv 2410.20587 (Bregman divergences of rates).
 """
 
 import math

@@ -14,7 +14,7 @@ circle of the square roots of probabilities:
     1 - kappa(t) = sin^2((1 - t) omega) / sin^2(omega),    cos^2(omega) = p_0(x1)
 
 Source: Shaul et al. (2024), Flow matching with general discrete paths: a kinetic-optimal
-perspective, arXiv 2412.03487, sections 4 and 5.
+perspective, arXiv 2412.03487.
 """
 
 import math
@@ -70,7 +70,7 @@ class MetricPath(JumpPath):
         DomainError: They are not positive off the diagonal, or an option is out of range.
 
     References:
-        Shaul et al. (2024), arXiv 2412.03487, equations 15 and 17.
+        Shaul et al. (2024), arXiv 2412.03487.
 
     Example:
         >>> levels = torch.arange(4.0)
@@ -148,7 +148,7 @@ class KineticSchedule(PathSchedule):
         DomainError: The probability lies outside [0, 1).
 
     References:
-        Shaul et al. (2024), arXiv 2412.03487, section 5.2.
+        Shaul et al. (2024), arXiv 2412.03487.
 
     Example:
         >>> round(KineticSchedule()(torch.tensor([0.5])).alpha.item(), 6)

@@ -10,8 +10,8 @@ and noise are exchanged at rates that leave the law of every time as it is,
 
 which repairs what earlier steps did wrong: in each step 1 - exp(-eta h) of the tokens are drawn
 anew, from data with probability kappa, else from the base.
-Source: Gat et al. (2024), Discrete flow matching, arXiv 2407.15595, equations 21 to 24 and
-algorithm 1; Campbell et al. (2024), arXiv 2402.04997, section 3.2 (rates of detailed balance).
+Source: Gat et al. (2024), Discrete flow matching, arXiv 2407.15595; Campbell
+et al. (2024), arXiv 2402.04997, section 3 (rates of detailed balance).
 """
 
 import math

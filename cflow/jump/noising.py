@@ -11,7 +11,7 @@ Markov process, the noising turned back, and with the true posterior the bound o
 the likelihood. Along a mixture path a token that has jumped once is known to be data; the rates
 forget it, so that there the bound stays below for every base but masks, where both paths agree.
 Source: Campbell et al. (2022), A continuous time framework for discrete denoising models, arXiv
-2205.14987, proposition 1; Lou et al. (2024), SEDD, arXiv 2310.16834, section 3.
+2205.14987, proposition 1; Lou et al. (2024), SEDD, arXiv 2310.16834.
 """
 
 from dataclasses import dataclass

@@ -4,8 +4,8 @@
 
 Given its end x1, a token of a mixture path jumps straight to it, at rate 1 per unit of the clock
 s = -log(1 - kappa); the law of x0 does not enter. So a model that gives p(x1 | x_t) gives rates.
-Source: Gat et al. (2024), Discrete flow matching, arXiv 2407.15595, equations 10 and 18; Campbell
-et al. (2024), Generative flows on discrete state-spaces, arXiv 2402.04997, section 3.
+Source: Gat et al. (2024), Discrete flow matching, arXiv 2407.15595; Campbell et al.
+(2024), Generative flows on discrete state-spaces, arXiv 2402.04997, section 3.
 """
 
 from abc import ABC, abstractmethod

@@ -10,7 +10,7 @@ are the rates of a noising that is turned back: from masks along either path, el
 
 which is exact for predictors that are log-linear in tokens; or from an evaluation for each jump.
 Source: Nisonoff et al. (2024), Unlocking guidance for discrete state-space diffusion and flow
-models, arXiv 2406.01572, section 3.
+models, arXiv 2406.01572.
 """
 
 import math
@@ -62,7 +62,7 @@ class PredictorPosterior(Posterior):
         ShapeError: When called, if the predictor does not return one number for each sample.
 
     References:
-        Nisonoff et al. (2024), arXiv 2406.01572, section 3.
+        Nisonoff et al. (2024), arXiv 2406.01572.
 
     Example:
         >>> from cflow.base import MaskTokens
@@ -154,7 +154,7 @@ class PredictorRates(Rates):
         ShapeError: When called, if the predictor does not return one number for each sample.
 
     References:
-        Nisonoff et al. (2024), arXiv 2406.01572, section 3.
+        Nisonoff et al. (2024), arXiv 2406.01572.
 
     Example:
         >>> from cflow.jump import DirectRates

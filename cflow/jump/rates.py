@@ -9,7 +9,7 @@ are per unit of a clock, see `clock.py`. Two parameterisations:
     direct:     u = exp(network), of any process
 
 Source: Campbell et al. (2022), A continuous time framework for discrete denoising models, arXiv
-2205.14987, section 3; Gat et al. (2024), arXiv 2407.15595, section 3.
+2205.14987, section 3; Gat et al. (2024), arXiv 2407.15595.
 """
 
 from abc import ABC, abstractmethod

@@ -7,7 +7,7 @@ made by a flow depend on each other: given x0, the tokens of x1 have less in com
 so that fewer steps do. On two tokens of four values, 0.925 of them equal and the base uniform, the
 law of one step is off by 0.68 in total variation, by 0.54, 0.43 and 0.37 after one to three rounds.
 That needs a base that says something; with masks all is in the draws, see `distil.py`.
-Source: Yoo et al. (2025), ReDi: rectified discrete flow, arXiv 2507.15897, section 4; Liu et al.
+Source: Yoo et al. (2025), ReDi: rectified discrete flow, arXiv 2507.15897; Liu et al.
 (2023), Flow straight and fast, arXiv 2209.03003.
 """
 
@@ -62,7 +62,7 @@ def token_pairs(
         ShapeError: There is not one condition for each pair.
 
     References:
-        Yoo et al. (2025), arXiv 2507.15897, section 4.
+        Yoo et al. (2025), arXiv 2507.15897.
 
     Example:
         >>> from cflow.base import UniformTokens

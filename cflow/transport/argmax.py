@@ -12,8 +12,8 @@ with s_k = sigmoid(u_x - u_k) for k != x. With p(v) the density of the continuou
 
 an equality where q is the law of v given x under p.
 
-Source: Hoogeboom et al. (2021), Argmax flows and multinomial diffusion, arXiv 2102.05379, sections
-3 and 3.1 (softplus thresholding).
+Source: Hoogeboom et al. (2021), Argmax flows and multinomial diffusion, arXiv 2102.05379,
+section 3.
 """
 
 import math
