@@ -110,7 +110,7 @@ def fill(flow: JumpFlow, corpus: Text, windows: Tensor, settings: Looks) -> dict
     hidden[3 * length // 8 : 5 * length // 8] = True
     generator = Generator().manual_seed(settings.seed)
     drawn = infill(
-        flow, x, known=~hidden, sampler=MixtureSteps(max(settings.steps)), generator=generator
+        flow, x, known=~hidden, sampler=MixtureSteps(middle(settings)), generator=generator
     )
     assert torch.equal(drawn[:, ~hidden], x[:, ~hidden])
     right = (drawn == x)[:, hidden].double().mean().item()
@@ -125,6 +125,11 @@ def fill(flow: JumpFlow, corpus: Text, windows: Tensor, settings: Looks) -> dict
     (settings.out / "filled.txt").write_text("\n".join(pages))
     print(f"filled: {right:.3f} of hidden characters as in the text, {chance:.3f} by chance")
     return {"right": right, "chance": chance, "hidden": int(hidden.sum()), "windows": len(x)}
+
+
+def middle(settings: Looks) -> int:
+    """Return the number of steps of what is not a study of steps."""
+    return min(64, max(settings.steps))
 
 
 class Counts(nn.Module):
@@ -165,7 +170,7 @@ def steer(flow: JumpFlow, corpus: Text, train: Tensor, settings: Looks) -> list[
     for scale in SCALES:
         guided = flow.with_rates(PredictorPosterior(rates, predictor, scale=scale))
         generator = Generator().manual_seed(settings.seed)
-        sampler = MixtureSteps(min(64, max(settings.steps)))
+        sampler = MixtureSteps(middle(settings))
         x = guided.sample(settings.drawn, sampler=sampler, generator=generator)
         row = {
             "scale": scale,
