@@ -141,11 +141,11 @@ def expect_tokens(
     if masked and value == vocabulary:
         raise DomainError(
             f"{where}: data must not hold the mask, {value}, found at index {position} "
-            f"({int(bad.sum())} tokens are affected); fill or drop those tokens"
+            f"({int(bad.sum())} of {bad.numel()} tokens are affected); fill or drop those tokens"
         )
     raise DomainError(
         f"{where}: tokens must lie between 0 and {vocabulary - 1}, got {value} at index {position} "
-        f"({int(bad.sum())} tokens are affected)"
+        f"({int(bad.sum())} of {bad.numel()} tokens are affected)"
     )
 
 

@@ -268,7 +268,8 @@ class EmpiricalTokens(TokenBase):
             place = tuple(outside.nonzero()[0].tolist())
             raise DomainError(
                 f"EmpiricalTokens: tokens must lie between 0 and {self.states - 1}, got "
-                f"{int(tokens[place])} at index {place} ({int(outside.sum())} tokens are affected)"
+                f"{int(tokens[place])} at index {place} ({int(outside.sum())} of {outside.numel()} "
+                "tokens are affected)"
             )
         self.tokens: Tensor
         self.register_buffer("tokens", tokens.long())

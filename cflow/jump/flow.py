@@ -21,6 +21,7 @@ from cflow.jump.elbo import clock_kl, draw_moments
 from cflow.jump.mixture_steps import MixtureSteps
 from cflow.jump.rates import Rates
 from cflow.jump.sampler import JumpSampler
+from cflow.jump.tokens import expect_numbers
 from cflow.transport import Likelihood
 from cflow.typing import Batch, Data
 
@@ -141,7 +142,7 @@ class JumpFlow(nn.Module):
 
         Raises:
             ShapeError: x or the context has another shape.
-            DomainError: x holds no data tokens, or the rates follow no path.
+            DomainError: x holds no data tokens, the rates follow no path, or are no numbers.
         """
         return self._bounds(x, context, repeats, generator).mean(0)
 
@@ -208,6 +209,7 @@ class JumpFlow(nn.Module):
             context = context.reshape(len(x1), *(self.context_shape or ()))
             context = context.repeat(repeats, *(1,) * (context.dim() - 1))
         k = clock_kl(self.rates, moment.t, moment.x, ends, context)
+        expect_numbers("JumpFlow.elbo", moment.t, k, batch)
         return -(moment.weight * k.reshape(len(k), -1).sum(1)).reshape(repeats, *batch)
 
     def _context(

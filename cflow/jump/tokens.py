@@ -1,12 +1,20 @@
 """Checks of tokens, rates and bases: errors that name the position of what is wrong."""
 
+import math
+
 import torch
 from torch import Tensor
 
 from cflow.base import TokenBase
-from cflow.errors import DomainError, ShapeError
+from cflow.errors import DomainError, ShapeError, known
 
-__all__ = ["expect_finite_rates", "expect_flags", "expect_independent", "expect_rates"]
+__all__ = [
+    "expect_finite_rates",
+    "expect_flags",
+    "expect_independent",
+    "expect_numbers",
+    "expect_rates",
+]
 
 
 def expect_finite_rates(
@@ -31,8 +39,32 @@ def expect_finite_rates(
     when = t[index[0]].item() if isinstance(t, Tensor) else t
     values = rates[tuple(index.tolist())].unique().tolist()[-3:]
     raise DomainError(
-        f"{where}: the rates of {int((~good).sum())} tokens are not finite at t={when:g}, the "
-        f"first is at index {position} with values such as {values}; check the network"
+        f"{where}: the rates of {int((~good).sum())} of {good.numel()} tokens are not finite at "
+        f"t={when:g}, the first is at index {position} with values such as {values}; check the "
+        "network"
+    )
+
+
+def expect_numbers(where: str, t: Tensor, terms: Tensor, batch: tuple[int, ...]) -> None:
+    """Raise `DomainError` naming the first token whose term of a bound is not a number.
+
+    An infinite one is: a model may think that what happened cannot be.
+
+    Args:
+        where: Name of the caller, for errors.
+        t: Times of the rows, `(repeats * n,)`.
+        terms: One for each token, `(repeats * n, *event)`.
+        batch: Axes of the n points.
+    """
+    bad = terms.isnan()
+    if not known(bad.any()):
+        return
+    row, *token = bad.nonzero()[0].tolist()
+    place = torch.unravel_index(torch.tensor(row % max(1, math.prod(batch))), batch)
+    position = (*(int(k) for k in place), *token)
+    raise DomainError(
+        f"{where}: rates are not numbers for {int(bad.sum())} of {bad.numel()} tokens on their way "
+        f"to data, the first at index {position} at t={t[row].item():g}; check the network"
     )
 
 
