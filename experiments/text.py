@@ -60,6 +60,7 @@ class Settings:
     drawn: int = 64  # windows for each number of steps
     steps: tuple[int, ...] = (8, 16, 32, 64, 128, 256)
     bfloat16: bool = True  # products of matrices in half precision
+    compiled: bool = True  # for training; needs a C++ compiler
     threads: int = 2
     seed: int = 0
     smoke: bool = False  # a few steps of everything
@@ -67,7 +68,7 @@ class Settings:
 
 SMOKE: dict[str, Any] = dict(
     optimizer_steps=3, batch=4, width=16, layers=1, heads=2, length=32, repeats=2, look_every=2,
-    looked=4, drawn=4, steps=(2, 4), threads=1,
+    looked=4, drawn=4, steps=(2, 4), compiled=False, threads=1,
 )  # fmt: skip
 
 
@@ -82,15 +83,15 @@ def main(settings: Settings) -> dict[str, Any]:
     if settings.smoke:
         train, test = train[:4000], test[:400]
     shown = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(settings).items()}
-    flow = build(len(corpus.vocabulary), settings)
-    report: dict[str, Any] = {"settings": shown, "parameters": size(flow)}
+    report: dict[str, Any] = {"settings": shown}
     windows = text.windows(test, settings.length)
+    weights = settings.weights or settings.out / "flow.safetensors"
     if settings.weights is None:
+        flow = build(len(corpus.vocabulary), settings)
         report["training"] = fit(flow, train, windows, settings, shown)
-        flow.save(settings.out / "flow.safetensors")
-    else:
-        load(settings.weights, into=flow)
-    flow.eval()
+        flow.save(weights)
+    flow = load(weights, JumpFlow)
+    report["parameters"] = sum(p.numel() for p in flow.parameters())
     with torch.autocast("cpu", torch.bfloat16, enabled=settings.bfloat16):
         report["bound"] = bound(flow, windows, settings)
         report["ngrams"] = ngrams(train, test, len(corpus.vocabulary))
@@ -116,6 +117,8 @@ def fit(
     flow: JumpFlow, train: Tensor, windows: Tensor, settings: Settings, shown: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Train on all windows of the text, wherever they begin."""
+    if settings.compiled:
+        flow.rates.get_submodule("network").compile()
     monitor = WandbMonitor("cflow-text", folder=settings.out, settings=shown)
     curve: list[dict[str, float]] = []
     began = time.perf_counter()
@@ -172,10 +175,6 @@ def bound(flow: JumpFlow, windows: Tensor, settings: Settings) -> dict[str, floa
         "windows": len(each),
         "seconds": time.perf_counter() - began,
     }
-
-
-def size(flow: nn.Module) -> int:
-    return sum(p.numel() for p in flow.parameters())
 
 
 def picture(curve: list[dict[str, float]], settings: Settings) -> None:

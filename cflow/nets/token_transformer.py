@@ -1,13 +1,14 @@
 """A transformer over tokens that reads in both directions, steered by a condition if there is one.
 
-    h_0 = table[x]
+    h_0 = table[x] + places
     block:  h <- h + gate1 attention(norm(h) (1 + scale1) + shift1)
             h <- h + gate2 mlp(norm(h) (1 + scale2) + shift2)
     logits = W (norm(h_K) (1 + scale) + shift)
 
-Queries and keys are normalised and turned by their places (`Rotary`). Gates, scales and shifts are
-W silu(c) + b of the condition c, as in a DiT; without one, gates are 1 and norms plain. The last
-matrix of every branch starts at zero, so that each block starts as the identity.
+Queries and keys are normalised and turned by their places (`Rotary`), which tells distances; where
+all tokens are masks that says nothing, and each place has a vector of its own beside. Gates, scales
+and shifts are W silu(c) + b of the condition c, as in a DiT; without one, gates are 1 and norms
+plain. The last matrix of every branch starts at zero, so that each block starts as the identity.
 Source: Peebles and Xie (2023), arXiv 2212.09748; Lou et al. (2024), SEDD, arXiv 2310.16834,
 appendix D; norms of queries and keys: Henry et al. (2020), arXiv 2010.04245.
 """
@@ -75,6 +76,8 @@ class TokenTransformer(nn.Module):
         self.length, self.states, self.condition = length, states, condition
         self.table = nn.Embedding(states, width)
         nn.init.normal_(self.table.weight, std=0.5)
+        self.places = nn.Embedding(length, width)
+        nn.init.normal_(self.places.weight, std=0.1)
         self.rotary = Rotary(width // heads, length)
         self.blocks = nn.ModuleList(
             _Block(width, condition, heads, expansion, dropout) for _ in range(layers)
@@ -103,7 +106,7 @@ class TokenTransformer(nn.Module):
                 raise DomainError("TokenTransformer: needs a condition, got none")
             expect_trailing("TokenTransformer", "condition", condition, (self.condition,))
             c = functional.silu(condition.to(self.last.weight.dtype))[..., None, :]
-        h = self.table(x)
+        h = self.table(x) + self.places.weight[: x.shape[-1]]
         for block in self.blocks:
             h = block(h, c, self.rotary)
         shift, scale = self.norm(c)

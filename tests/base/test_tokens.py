@@ -129,7 +129,9 @@ def test_tables_that_are_none_are_refused() -> None:
         EmpiricalTokens(torch.zeros(0, 2, dtype=torch.long), 3)
     with pytest.raises(DomainError, match=r"tokens must be integers, got torch\.float64"):
         EmpiricalTokens(torch.tensor([[0.0, torch.nan]]), 3)
-    with pytest.raises(DomainError, match=r"between 0 and 2, got 3 at index \(4, 1\) \(1 of 10 tokens"):
+    with pytest.raises(
+        DomainError, match=r"between 0 and 2, got 3 at index \(4, 1\) \(1 of 10 tokens"
+    ):
         EmpiricalTokens(TABLE, 3)
     with pytest.raises(DomainError, match=r"got -1 at index \(0, 0\)"):
         EmpiricalTokens(-torch.ones(1, 1, dtype=torch.long), 3)

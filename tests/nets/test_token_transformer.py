@@ -31,6 +31,12 @@ def test_every_place_reads_every_place_and_knows_where_it_is() -> None:
     assert not torch.allclose(net(torch.tensor([[0, 1, 2, 3, 0, 1]])), mirrored)
 
 
+def test_places_are_told_apart_where_all_tokens_are_one() -> None:
+    """As all are masks at the start: one law for each place has to be possible there."""
+    y = awake()(torch.full((1, 6), 4))[0].detach()
+    assert float(torch.pdist(y).min()) > 1e-3
+
+
 def test_rotary_products_depend_on_distances_alone() -> None:
     turn = Rotary(8, 10)
     a, b = torch.randn(8), torch.randn(8)
