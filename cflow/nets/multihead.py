@@ -5,8 +5,9 @@
 Torch's fused kernel does the work, in compiled and exported graphs as well. It has no forward mode,
 no second derivative and no batching rule, so that under `torch.func` (an exact divergence) the
 products are written out; both give the same numbers. They are written out for short sequences on
-CPUs too, where the kernel's gradients take 2 to 10 times the time, and the weights that are kept
-for them are fewer numbers than a block keeps elsewhere.
+CPUs too, where the kernel and its gradients take 1 to 5 times the time (`benchmarks/jump.py`), and
+the weights that are kept for them are fewer numbers than a block keeps elsewhere; but not in
+exported graphs, which may run anywhere.
 Sources: Vaswani et al. (2017), arXiv 1706.03762, equation 1; cross-attention on a condition:
 Rombach et al. (2022), arXiv 2112.10752, section 3.3; Chen et al. (2023), PixArt-alpha, arXiv
 2310.00426, section 2.3.
@@ -119,11 +120,17 @@ def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         >>> attend(torch.zeros(1, 1), torch.zeros(2, 1), torch.tensor([[1.0], [3.0]]))
         tensor([[2.]])
     """
-    if not transformed() and (query.device.type != "cpu" or key.shape[-2] > SHORT):
+    if not (transformed() or _short(key)):
         return functional.scaled_dot_product_attention(query, key, value)
     scores = (query / math.sqrt(query.shape[-1])) @ key.transpose(-2, -1)
     weights = scores.to(torch.promote_types(scores.dtype, torch.float32)).softmax(-1)
     return weights.to(value.dtype) @ value
+
+
+def _short(key: Tensor) -> bool:
+    """Say whether the products are quicker than the kernel."""
+    on_cpu = key.device.type == "cpu" and not torch.compiler.is_exporting()
+    return on_cpu and key.shape[-2] <= SHORT
 
 
 def _heads(h: Tensor, heads: int) -> Tensor:

@@ -7,22 +7,26 @@
 The network costs nothing here: it answers with one tensor of logits (theirs: of probabilities, as
 their solver wants them), so that what is timed is the solver. Four figures: the time and the memory
 of 16 steps at vocabulary 512, length 256, batch 16; the largest tensor made at vocabulary 50257;
-and what a run that stops at t = 0.2 leaves unchanged, where the path says 96 %. Times are medians
-of interleaved rounds; memory is the peak of all tensors made during a call, counted exactly.
+and what a run that stops at t = 0.2 leaves unchanged, where the path says 96 %. A fifth times our
+attention, with its gradients, over torch's fused kernel. Times are medians of interleaved rounds;
+memory is the peak of all tensors made during a call, counted exactly.
 Everything lands in runs/jump_benchmark/report.json.
 """
 
 from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
 import torch
 import tyro
 from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
 
 from cflow.base import MaskTokens, TokenBase, UniformTokens
 from cflow.field import PolynomialSchedule
 from cflow.jump import Draw, JumpFlow, MixturePath, MixtureSteps, NetworkPosterior
+from cflow.nets.multihead import attend
 from cflow.testing.memory import peak_bytes
 from experiments.benchmarks import run
 from experiments.benchmarks.measure import Row, contest, interleave
@@ -91,6 +95,27 @@ def stopped(settings: Settings) -> list[Row]:
     ]  # fmt: skip
 
 
+def attention(settings: Settings) -> list[Row]:
+    """Time attention and its gradients at 20, 64 and 256 places, over torch's fused kernel."""
+    rows = []
+    for batch, places in ((256, 20), (64, 64), (16, 256)):
+        for dtype in (torch.bfloat16, torch.float32):
+            shape = (settings.size(batch, 1), 4, settings.size(places, 3), 64)
+            parts = [torch.randn(shape, dtype=dtype, requires_grad=True) for _ in range(3)]
+            calls = {
+                name: partial(gradients, kernel, parts)
+                for name, kernel in (("cflow", attend), ("torch", scaled_dot_product_attention))
+            }
+            seconds = interleave(calls, settings.rounds())
+            what = f"attention and its gradients, {places} places, {str(dtype)[6:]}"
+            rows.append(contest(what, seconds, "cflow", against="torch", wanted=1.0))
+    return rows
+
+
+def gradients(kernel: Callable[..., Tensor], parts: list[Tensor]) -> None:
+    kernel(*parts).sum().backward()
+
+
 def contestants(
     settings: Settings, law: type[UniformTokens | MaskTokens], *, double: bool
 ) -> tuple[Callable[[], Any], Callable[[], Any] | None]:
@@ -126,7 +151,7 @@ def peer(probabilities: Tensor, base: TokenBase) -> Any:
     return MixtureDiscreteEulerSolver(Answer(nn.Identity()), path, base.states)
 
 
-FIGURES = {"sampling": sampling, "large": large, "stopped": stopped}
+FIGURES = {"sampling": sampling, "large": large, "stopped": stopped, "attention": attention}
 PACKAGES = ("torch", *(("flow_matching",) if PEER else ()))
 
 

@@ -42,6 +42,9 @@ def test_fused_and_written_out_attention_agree() -> None:
     weights = (query @ key.mT / 6**0.5).exp()
     expected = weights / weights.sum(-1, keepdim=True) @ value
     assert torch.allclose(plain, expected, rtol=0, atol=1e-14)
+    wide = torch.randn(2, 3, 300, 6)  # the kernel's
+    written = torch.func.vjp(attend, query, wide, wide)[0]
+    assert torch.allclose(attend(query, wide, wide), written, rtol=0, atol=1e-13)
     traced = torch.compile(attend, fullgraph=True, backend="aot_eager")
     assert torch.allclose(traced(query, key, value), plain, rtol=0, atol=1e-14)
     exported = torch.export.export(_Attend(), (query, key, value))
