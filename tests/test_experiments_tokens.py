@@ -44,7 +44,7 @@ def test_text(tmp_path: Path) -> None:
 def test_molecules(tmp_path: Path) -> None:
     if find_spec("rdkit") is None:
         pytest.skip("rdkit is not installed; pip install 'cflow[molecules]'")
-    from experiments.molecules import Settings, judged, main, spelled
+    from experiments.molecules import Encoded, Settings, judged, main, spelled
 
     expect_file(find(smiles.PACKED["train"]) or find(smiles.FILES["train"]))
     report = main(Settings(out=tmp_path, smoke=True))
@@ -56,11 +56,14 @@ def test_molecules(tmp_path: Path) -> None:
     assert found["validity"] == pytest.approx(3 / 5)
     assert found["uniqueness"] == pytest.approx(2 / 3)
     assert found["novelty"] == pytest.approx(1 / 2)
-    data = smiles.qm9()
-    pad = data.vocabulary.symbols.index(smiles.PAD)
-    rows = data.test[:2].clone()
-    rows[1, 1] = pad  # padding between tokens
-    assert spelled(data, rows) == [data.test_smiles[0], ""]
+    (tmp_path / "rings.smi").write_text("C1CC1C1CC1\nC1C2CC1C2\n")
+    data = Encoded.of(smiles.read(tmp_path / "rings.smi", tmp_path / "rings.smi"))
+    assert data.states == 4 + 2  # _, 1, 2, C, and what closes rings
+    assert data.train[0].tolist() == [3, 1, 3, 3, 4, 3, 1, 3, 3, 4]
+    assert data.train[1].tolist() == [3, 1, 3, 2, 3, 3, 4, 3, 5, 0]
+    rows = data.test.clone()
+    rows[1, 1] = 0  # padding between tokens
+    assert spelled(data, rows) == ["C1CC1C1CC1", ""]
 
 
 def test_dna(tmp_path: Path) -> None:
