@@ -218,6 +218,8 @@ def sampled(flow: JumpFlow, data: "Encoded", known: set[str], settings: Settings
         "64 steps, refreshed": replace(many, refresh=8.0),
         "32 steps, corrected": Corrected(replace(many, steps=max(1, many.steps // 2))),
         "first hitting": FirstHitting(),
+        "first hitting, by probability": FirstHitting(order="probability"),
+        "first hitting, by margin": FirstHitting(order="margin"),
     }
     found = {}
     for name, sampler in samplers.items():

@@ -176,6 +176,8 @@ def test_grids_of_other_ends_and_options_out_of_range_are_refused() -> None:
 def test_an_option_that_is_no_choice_is_refused() -> None:
     with pytest.raises(DomainError, match="'mean' or 'fastest', got 'median'"):
         AdaptiveJumps(over="median")  # type: ignore[arg-type]
+    with pytest.raises(DomainError, match="'random', 'probability' or 'margin', got 'entropy'"):
+        FirstHitting(order="entropy")  # type: ignore[arg-type]
 
 
 def test_data_never_holds_the_mask() -> None:

@@ -40,6 +40,7 @@ SAMPLERS: list[JumpSampler] = [
     TauLeaping(4),
     AdaptiveJumps(0.3),
     FirstHitting(),
+    FirstHitting(order="margin"),
     Corrected(EulerJumps(4), strength=1.0),
 ]
 

@@ -34,6 +34,7 @@ from small_spaces import (
 from torch import Tensor
 
 from cflow.base import MaskTokens, UniformTokens
+from cflow.errors import DomainError
 from cflow.field import FunctionSchedule, PolynomialSchedule
 from cflow.jump import (
     AdaptiveJumps,
@@ -242,6 +243,38 @@ def test_first_hitting_asks_only_for_rows_that_move_and_at_their_times() -> None
     known = x0 < 4
     assert torch.equal(x[known], x0[known])
     assert (x == 4).nonzero().tolist() == [[3, 0]]
+
+
+@pytest.mark.parametrize("order", ["probability", "margin"])
+def test_any_order_of_first_hitting_gives_the_law_of_data(order) -> None:
+    small = Small(MaskTokens(3, 3))
+    x = walked(small, FirstHitting(order=order), 0.0, 1.0)
+    assert draws_have(small, x, small.law(1.0))
+    x = walked(small, FirstHitting(order=order), 0.4, 1.0)
+    assert draws_have(small, x, small.law(1.0))
+    with pytest.raises(DomainError, match=f"order by {order} .* got end=0.5; take order='random'"):
+        walked(small, FirstHitting(order=order), 0.0, 0.5)
+
+
+def test_the_token_that_is_least_in_doubt_jumps_first() -> None:
+    """Likeliest values of 0.6 (margin 0.2) and 0.5 (margin 0.25), and a known one of 1."""
+    base, logits = MaskTokens(3, 3), torch.tensor([[0.6, 0.4, 0], [0.5, 0.25, 0.25], [0, 0, 1]])
+    for order, first in (("probability", 0), ("margin", 1)):
+        asked: list[Tensor] = []
+
+        def network(t: Tensor, x: Tensor, context: Tensor | None, asked=asked) -> Tensor:
+            asked.append(x)
+            return logits.log().expand(*x.shape, 3)
+
+        x0 = torch.tensor([[3, 3, 1]]).expand(4000, 3)
+        rates = NetworkPosterior(network, base)
+        fixed = torch.tensor([False, False, True])
+        sampler = FirstHitting(order=order)
+        x = sampler.sample(rates, x0, base=base, fixed=fixed, generator=generator())
+        assert len(asked) == 2
+        assert bool((asked[1][:, first] < 3).all())
+        assert bool((asked[1][:, 1 - first] == 3).all())
+        assert p_value(x[:, :1], torch.tensor([0.6, 0.4, 0]), 3) > FALSE_ALARM
 
 
 def test_adaptive_steps_have_the_probability_that_was_asked_for() -> None:

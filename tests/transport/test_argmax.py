@@ -238,6 +238,8 @@ def test_bad_settings_and_tokens_are_refused() -> None:
     flow = Flow(Gaussian((2, 4)), ArgmaxDequantize(4))
     with pytest.raises(DomainError, match=r"must be integers, got torch\.float64"):
         flow.log_prob(torch.zeros(3, 2))
-    with pytest.raises(DomainError, match=r"between 0 and 3, got 4 at index \(1, 0\) \(1 of 4 tokens"):
+    with pytest.raises(
+        DomainError, match=r"between 0 and 3, got 4 at index \(1, 0\) \(1 of 4 tokens"
+    ):
         flow.log_prob(torch.tensor([[0, 3], [4, 1]]))
     assert math.isfinite(flow.log_prob(torch.tensor([0, 3])).item())
