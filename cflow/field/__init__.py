@@ -9,10 +9,11 @@ from cflow.field.flattened import FlattenedField
 from cflow.field.flow_map import FlowMap, InstantField, NetworkFlowMap, SpanTime
 from cflow.field.frame import Framed, FrameField
 from cflow.field.gated import Conditioning, GatedField, GatedLinear
-from cflow.field.guidance import AutoGuided, ClassifierFree, LogDensityGuided, null_of
+from cflow.field.guidance import AutoGuided, ClassifierFree, LogDensityGuided
 from cflow.field.image import DiTField, UNetField
 from cflow.field.mixture import GaussianMixture, MixtureField
 from cflow.field.network import MLPField
+from cflow.field.null import null_of
 from cflow.field.periodic import PeriodicField
 from cflow.field.prediction import (
     Ends,

@@ -14,14 +14,15 @@ Sources: Ho and Salimans (2022), arXiv 2207.12598, equation 6; Karras et al. (20
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Literal, NamedTuple, TypeAlias, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cflow.errors import DomainError, ShapeError, known
 from cflow.field.field import Field
+from cflow.field.null import Null, null_like, null_tensor, with_and_without
 from cflow.field.prediction import PredictVelocity
 from cflow.field.schedule import PathSchedule
 from cflow.typing import Batch, Points, Times
@@ -31,7 +32,7 @@ __all__ = [
     "ClassifierFree",
     "LogDensityGuided",
     "Steering",
-    "null_of",
+    "expect_scale",
     "steering",
 ]
 
@@ -84,7 +85,7 @@ class ClassifierFree(Field):
         field: Velocity,
         scale: float,
         *,
-        null: Tensor | float | int | None,
+        null: Null,
         interval: Interval = (0.0, 1.0),
         rescale: float = 0.0,
         projected: bool = False,
@@ -93,26 +94,21 @@ class ClassifierFree(Field):
         if not 0 <= rescale <= 1:
             raise DomainError(f"ClassifierFree: rescale must lie in [0, 1], got {rescale}")
         self.field = field
-        self.scale = _expect_scale("ClassifierFree", scale)
+        self.scale = expect_scale("ClassifierFree", scale)
         self.interval = _expect_interval("ClassifierFree", interval)
         self.rescale = rescale
         self.projected = projected
         self.null: Tensor | None
-        self.register_buffer("null", _tensor(null), persistent=False)
+        self.register_buffer("null", null_tensor(null), persistent=False)
 
     def forward(self, t: Times, x: Points, context: Tensor | None = None) -> Points:
         inside = _inside(self.interval, t)
         if self.scale == 1 or _nowhere(inside):
             return self.field(t, x, context)
-        if context is None:
-            raise DomainError(
-                "ClassifierFree: there is no context to be guided towards; pass one, or use the "
-                "field without guidance"
-            )
-        weak_context = self._null(t, context)
+        weak_context = null_like("ClassifierFree", self.null, t, context)
         if self.scale == 0 and inside is None and not (self.rescale or self.projected):
             return self.field(t, x, weak_context)
-        v, weak = self._both(t, x, context, weak_context)
+        v, weak = with_and_without(self.field, t, x, context, weak_context)
         if self.projected:
             square = _inner(t, weak, weak)
             weak = weak * (_inner(t, v, weak) / square.clamp_min(torch.finfo(v.dtype).tiny))
@@ -120,45 +116,6 @@ class ClassifierFree(Field):
         if self.rescale:
             guided = guided * (1 - self.rescale + self.rescale * _relative_spread(t, v, guided))
         return _where(inside, guided, v)
-
-    def _null(self, t: Tensor, context: Tensor) -> Tensor | None:
-        """Return the null context of each sample."""
-        if self.null is None:
-            return None
-        null, one = self.null.to(context), context.shape[t.dim() :]
-        if len(one) > 1 and null.dim() == len(one) and null.shape[1:] == one[1:]:
-            return null.expand(*t.shape, *null.shape)  # a sequence may have a length of its own
-        if not _broadcasts(null, one):
-            raise ShapeError(
-                f"ClassifierFree: null must broadcast to one context {tuple(one)}, got "
-                f"{tuple(null.shape)}"
-            )
-        # Added, not expanded: inductor takes a constant without axes for a number.
-        return torch.zeros_like(context) + null
-
-    def _both(
-        self, t: Tensor, x: Tensor, context: Tensor, null: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        if null is None or null.shape != context.shape:
-            return self.field(t, x, context), self.field(t, x, null)
-        join = torch.cat if t.dim() else torch.stack
-        both = self.field(join([t, t]), join([x, x]), join([context, null]))
-        if not t.dim():
-            return both[0], both[1]
-        n = t.shape[0]  # chunk has no ONNX form for any batch
-        return both[:n], both[n:]
-
-
-def null_of(network: nn.Module) -> Tensor | float | int:
-    """Return the context that says nothing to a network: what one of its parts says, or zeros.
-
-    Example:
-        >>> from cflow.field import MLPField, UNetField
-        >>> null_of(UNetField((1, 4, 4), 10, width=8, heads=2)), null_of(MLPField(2, 3))
-        (10, 0.0)
-    """
-    named = (getattr(module, "null", None) for module in network.modules())
-    return next((null for null in named if null is not None), 0.0)
 
 
 class AutoGuided(Field):
@@ -194,7 +151,7 @@ class AutoGuided(Field):
         super().__init__()
         self.field = field
         self.weak = weak
-        self.scale = _expect_scale("AutoGuided", scale)
+        self.scale = expect_scale("AutoGuided", scale)
         self.interval = _expect_interval("AutoGuided", interval)
 
     def forward(self, t: Times, x: Points, context: Tensor | None = None) -> Points:
@@ -262,7 +219,7 @@ class LogDensityGuided(Field):
         self.field = field
         self.log_density = log_density
         self.schedule = schedule
-        self.scale = _expect_scale("LogDensityGuided", scale)
+        self.scale = expect_scale("LogDensityGuided", scale)
         self.of: Literal["point", "data"] = of
         self.interval = _expect_interval("LogDensityGuided", interval)
 
@@ -327,17 +284,9 @@ def steering(schedule: PathSchedule, t: Times) -> Steering:
     return Steering(inner, c.sigma * c.wronskian / c.alpha)
 
 
-def _broadcasts(null: Tensor, shape: Sequence[int]) -> bool:
-    axes = zip(reversed(null.shape), reversed(shape), strict=False)
-    return null.dim() <= len(shape) and all(n in (1, wanted) for n, wanted in axes)
-
-
-def _tensor(null: Tensor | float | int | None) -> Tensor | None:
-    return None if null is None else torch.as_tensor(null)
-
-
-def _expect_scale(where: str, scale: float) -> float:
-    if not 0 <= scale < float("inf"):
+def expect_scale(where: str, scale: float) -> float:
+    """Return a scale of guidance, or raise `DomainError` where it is none."""
+    if not 0 <= scale < math.inf:
         raise DomainError(f"{where}: scale must be 0 or positive, and finite, got {scale}")
     return scale
 

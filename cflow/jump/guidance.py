@@ -10,19 +10,15 @@ Source: Nisonoff et al. (2024), Unlocking guidance for discrete state-space diff
 models, arXiv 2406.01572; Ho and Salimans (2022), arXiv 2207.12598.
 """
 
-import math
-from typing import TypeAlias
-
 import torch
 from torch import Tensor
 
-from cflow.errors import DomainError, ShapeError
-from cflow.jump.rates import Posterior, Rates, TokenFunction
+from cflow.field.guidance import expect_scale
+from cflow.field.null import Null, null_like, null_tensor, with_and_without
+from cflow.jump.rates import Posterior, Rates
 from cflow.typing import Data, Times
 
-__all__ = ["ClassifierFreePosterior", "GuidedRates", "expect_scale"]
-
-Null: TypeAlias = Tensor | float | int | None
+__all__ = ["ClassifierFreePosterior", "GuidedRates"]
 
 
 class ClassifierFreePosterior(Posterior):
@@ -38,7 +34,7 @@ class ClassifierFreePosterior(Posterior):
         posterior: Trained with its context hidden now and then, see `ContextDropout`.
         scale: The s.
         null: The context that says nothing, for one sample: a class index, a number for each entry
-            of a vector, a vector; None to ask with no context at all.
+            of a vector, a vector, a sequence; None to ask with no context at all.
 
     Raises:
         DomainError: The scale is negative; when called without a context.
@@ -66,16 +62,16 @@ class ClassifierFreePosterior(Posterior):
         self.posterior = posterior
         self.scale = expect_scale("ClassifierFreePosterior", scale)
         self.null: Tensor | None
-        self.register_buffer("null", _tensor(null), persistent=False)
+        self.register_buffer("null", null_tensor(null), persistent=False)
 
     def logits(self, t: Times, x: Data, context: Tensor | None = None) -> Tensor:
         where, ask = "ClassifierFreePosterior", self.posterior.logits
         if self.scale == 1:
             return ask(t, x, context)
-        null = _null_like(where, self.null, t, context)
+        null = null_like(where, self.null, t, context)
         if self.scale == 0:
             return ask(t, x, null)
-        return _between(*_both(ask, t, x, context, null), self.scale)
+        return _between(*with_and_without(ask, t, x, context, null), self.scale)
 
 
 class GuidedRates(Rates):
@@ -113,27 +109,16 @@ class GuidedRates(Rates):
         self.rates = rates
         self.scale = expect_scale("GuidedRates", scale)
         self.null: Tensor | None
-        self.register_buffer("null", _tensor(null), persistent=False)
+        self.register_buffer("null", null_tensor(null), persistent=False)
 
     def forward(self, t: Times, x: Data, context: Tensor | None = None) -> Tensor:
         if self.scale == 1:
             return self.rates(t, x, context)
-        null = _null_like("GuidedRates", self.null, t, context)
+        null = null_like("GuidedRates", self.null, t, context)
         if self.scale == 0:
             return self.rates(t, x, null)
-        u, weak = _both(self.rates, t, x, context, null)
+        u, weak = with_and_without(self.rates, t, x, context, null)
         return _between(u.log(), weak.log(), self.scale).exp()
-
-
-def _both(
-    ask: TokenFunction, t: Tensor, x: Tensor, context: Tensor | None, null: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Ask with the context and with the null one, at once where they have one shape."""
-    if context is None or null is None:
-        return ask(t, x, context), ask(t, x, null)
-    join = torch.cat if t.dim() else torch.stack
-    both = ask(join([t, t]), join([x, x]), join([context, null]))
-    return (both[: len(t)], both[len(t) :]) if t.dim() else (both[0], both[1])
 
 
 def _between(given: Tensor, weak: Tensor, scale: float) -> Tensor:
@@ -142,33 +127,3 @@ def _between(given: Tensor, weak: Tensor, scale: float) -> Tensor:
     given, weak = given.to(wide), weak.to(wide)
     never = torch.isneginf(given) | torch.isneginf(weak)
     return (weak + scale * (given - weak)).masked_fill(never, -torch.inf)
-
-
-def _null_like(where: str, null: Tensor | None, t: Tensor, context: Tensor | None) -> Tensor | None:
-    """Return the null context of each sample."""
-    if context is None:
-        raise DomainError(
-            f"{where}: there is no context to be guided towards; pass one, or use the model "
-            "without guidance"
-        )
-    if null is None:
-        return None
-    null, one = null.to(context), context.shape[t.dim() :]
-    axes = zip(reversed(null.shape), reversed(one), strict=False)
-    if null.dim() > len(one) or any(n not in (1, wanted) for n, wanted in axes):
-        raise ShapeError(
-            f"{where}: null must broadcast to one context {tuple(one)}, got {tuple(null.shape)}"
-        )
-    # added, not expanded: inductor takes a constant without axes for a number
-    return torch.zeros_like(context) + null
-
-
-def _tensor(null: Null) -> Tensor | None:
-    return None if null is None else torch.as_tensor(null)
-
-
-def expect_scale(where: str, scale: float) -> float:
-    """Return a scale of guidance, or raise `DomainError` where it is none."""
-    if not 0 <= scale < math.inf:
-        raise DomainError(f"{where}: scale must be 0 or positive, and finite, got {scale}")
-    return scale

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from cflow.errors import DomainError, ShapeError
-from cflow.jump.guidance import expect_scale
+from cflow.field.guidance import expect_scale
 from cflow.jump.noising import NoisingPath
 from cflow.jump.path import MixturePath, over_tokens
 from cflow.jump.rates import Posterior, Rates
