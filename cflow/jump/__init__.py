@@ -44,6 +44,7 @@ from cflow.jump.relaxed import (
     relaxed_flow,
     relaxed_matching,
 )
+from cflow.jump.restarted import Restarted
 from cflow.jump.sampler import JumpSampler, JumpWalk, SteppingJumps
 from cflow.jump.vertex_dequantize import VertexDequantize
 from cflow.jump.vertices import VertexPath
@@ -88,6 +89,7 @@ __all__ = [
     "PredictorRates",
     "Rates",
     "RelaxedField",
+    "Restarted",
     "SquaredRates",
     "SteppingJumps",
     "TauLeaping",

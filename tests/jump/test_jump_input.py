@@ -18,6 +18,7 @@ from cflow.jump import (
     MixtureSteps,
     NetworkPosterior,
     NoisingPath,
+    Restarted,
     TauLeaping,
     jump_matching,
 )
@@ -130,6 +131,9 @@ def test_samplers_refuse_rates_that_they_do_not_know() -> None:
     along = DirectRates(flat, 4, NoisingPath.of(UNIFORM))
     refuses(MixtureSteps(1), x0, r"needs p\(x1 \| x_t\), got Direct", rates=along, base=UNIFORM)
     refuses(TauLeaping(4, ordinal=True), MASKS.sample((2,)), "a mask is no level")
+    free = Restarted(EulerJumps(4))
+    refuses(free, x0, "needs rates along a path, got DirectRates", rates=direct, base=UNIFORM)
+    refuses(Restarted(MixtureSteps(4)), x0, "only data can be noised back, got end=0.5", end=0.5)
 
 
 def test_tokens_that_depend_on_each_other_cannot_be_drawn_anew() -> None:
@@ -170,6 +174,10 @@ def test_grids_of_other_ends_and_options_out_of_range_are_refused() -> None:
         Corrected(MixtureSteps(4), iterations=-1)
     with pytest.raises(DomainError, match="strength must be 0 or more"):
         Corrected(MixtureSteps(4), strength=-0.1)
+    with pytest.raises(DomainError, match="rounds must be a whole number of at least 0"):
+        Restarted(MixtureSteps(4), rounds=-1)
+    with pytest.raises(DomainError, match=r"back must lie in \(0, 1\), got 1"):
+        Restarted(MixtureSteps(4), back=1.0)
 
 
 @pytest.mark.unchecked

@@ -28,13 +28,15 @@ from small_spaces import (
 )
 from torch import Tensor
 
-from cflow.base import UniformTokens
+from cflow.base import MaskTokens, UniformTokens
 from cflow.jump import (
     Corrected,
     EulerJumps,
+    FirstHitting,
     MixturePath,
     MixtureSteps,
     NetworkPosterior,
+    Restarted,
 )
 
 
@@ -110,6 +112,67 @@ def test_a_correction_renews_its_share_of_the_tokens_and_none_at_the_end() -> No
     asked.clear()
     run(1.0)
     assert asked == [0.3]
+
+
+def noised(small: Small, t: float, t_next: float) -> Tensor:
+    """Noise tokens that are data back to t_next, from whatever time."""
+    tokens, states = small.stay().shape[1:]
+    v, y = torch.arange(states)[:, None], torch.arange(states)
+    each = [small.chance(t_next, torch.full((), x0), v, y) for x0 in range(states)]
+    marginals = small.base.marginals().expand(tokens, states)
+    return torch.einsum("xiv,ia,avy->xiy", small.stay(), marginals, torch.stack(each))
+
+
+@pytest.mark.parametrize("kind", ["mixture", "metric", "noising"])
+def test_restarts_by_an_exact_sampler_keep_the_law_of_data(kind) -> None:
+    names = bases(1) if kind == "mixture" else ["uniform"]
+    exact = EulerJumps(1) if kind == "metric" else MixtureSteps(1)
+    for name in names:
+        small = on(name, kind, tokens=1)
+        x = walked(small, Restarted(exact, rounds=2, back=0.4), 0.3, 1.0)
+        assert draws_have(small, x, small.law(1.0)), name
+
+
+def test_restarts_of_masks_that_depend_on_each_other_keep_the_law_of_data() -> None:
+    for order in ("random", "margin"):
+        small = Small(MaskTokens(3, 3))
+        x = walked(small, Restarted(FirstHitting(order=order), back=0.3), 0.0, 1.0)
+        assert draws_have(small, x, small.law(1.0))
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("masks", "mixture"), ("categorical", "noising"), ("uniform", "metric")]
+)
+def test_restarts_have_the_law_of_their_scheme_and_repair_it(name, kind) -> None:
+    small = on(name, kind)
+    inner, rows = (EulerJumps, by_euler) if kind == "metric" else (MixtureSteps, by_mixture)
+    back = 0.2 if kind == "metric" else 0.6  # tokens settle
+    raw = p = scheme_law(small, small.law(0.0), [0.0, 1.0], rows)
+    for _ in range(3):
+        p = scheme_law(small, p, [1.0, back], noised)
+        p = scheme_law(small, p, grid(back, 1.0, 8), rows)
+    x = walked(small, Restarted(inner(1), back=back, again=inner(8)), 0.0, 1.0)
+    assert draws_have(small, x, p)
+    assert distance(p, small.law(1.0)) < 0.5 * distance(raw, small.law(1.0))
+
+
+def test_restarts_go_back_to_their_start_at_most_and_renew_their_share() -> None:
+    """Of 1000 values a token drawn anew is another one; binomial, false alarm 1e-6."""
+    base, asked = UniformTokens(500, 1000), []
+
+    def network(t: Tensor, x: Tensor, context: Tensor | None) -> Tensor:
+        asked.append(t[0].item())
+        return 50.0 * torch.nn.functional.one_hot(x, 1000)
+
+    rates, x0 = NetworkPosterior(network, base), base.sample((20,))
+    for start in (0.0, 0.9):
+        sampler = Restarted(MixtureSteps(1), rounds=1, back=0.7)
+        x = sampler.sample(rates, x0, base=base, start=start, generator=generator())
+        assert asked == [start, max(start, 0.7)]
+        asked.clear()
+        changed = int((x != x0).sum())
+        expected = 0.999 * (1 - max(start, 0.7))
+        assert binomtest(changed, x0.numel(), expected).pvalue > FALSE_ALARM
 
 
 def refreshed(eta: float) -> Rows:

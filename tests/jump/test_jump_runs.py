@@ -27,6 +27,7 @@ from cflow.jump import (
     MixtureSteps,
     NetworkPosterior,
     Posterior,
+    Restarted,
     TauLeaping,
     law,
 )
@@ -42,6 +43,7 @@ SAMPLERS: list[JumpSampler] = [
     FirstHitting(),
     FirstHitting(order="margin"),
     Corrected(EulerJumps(4), strength=1.0),
+    Restarted(EulerJumps(4), rounds=2, again=MixtureSteps(2)),
 ]
 
 
