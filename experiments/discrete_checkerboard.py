@@ -1,6 +1,6 @@
 """A checkerboard of tokens: bounds against a floor that is known, and few steps before and after.
 
-    python -m experiments.discrete_checkerboard            # about ten minutes on two cores
+    python -m experiments.discrete_checkerboard            # about 25 minutes on two cores
     python -m experiments.discrete_checkerboard --smoke    # the same road in seconds
 
 Two tokens of 128 values; every other square of a 4 x 4 board holds all of the mass, so that no
