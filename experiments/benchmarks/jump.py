@@ -112,6 +112,22 @@ def attention(settings: Settings) -> list[Row]:
     return rows
 
 
+def alone(settings: Settings) -> list[Row]:
+    """Time attention without gradients, where samples are drawn."""
+    rows = []
+    for batch, places, size in ((500, 20, 16), (500, 101, 16), (64, 256, 64)):
+        shape = (settings.size(batch, 1), 4, settings.size(places, 3), size)
+        parts = [torch.randn(shape) for _ in range(3)]
+        calls = {
+            "cflow": partial(attend, *parts),
+            "torch": partial(scaled_dot_product_attention, *parts),
+        }
+        seconds = interleave(calls, settings.rounds())
+        what = f"attention alone, {places} places"
+        rows.append(contest(what, seconds, "cflow", against="torch", wanted=1.0))
+    return rows
+
+
 def gradients(kernel: Callable[..., Tensor], parts: list[Tensor]) -> None:
     kernel(*parts).sum().backward()
 
@@ -151,7 +167,13 @@ def peer(probabilities: Tensor, base: TokenBase) -> Any:
     return MixtureDiscreteEulerSolver(Answer(nn.Identity()), path, base.states)
 
 
-FIGURES = {"sampling": sampling, "large": large, "stopped": stopped, "attention": attention}
+FIGURES = {
+    "sampling": sampling,
+    "large": large,
+    "stopped": stopped,
+    "attention": attention,
+    "alone": alone,
+}
 PACKAGES = ("torch", *(("flow_matching",) if PEER else ()))
 
 
