@@ -4,10 +4,10 @@
 
 Torch's fused kernel does the work, in compiled and exported graphs as well. It has no forward mode,
 no second derivative and no batching rule, so that under `torch.func` (an exact divergence) the
-products are written out; both give the same numbers. They are written out for short sequences on
-CPUs too, where the kernel and its gradients take 1 to 5 times the time (`benchmarks/jump.py`), and
-the weights that are kept for them are fewer numbers than a block keeps elsewhere. Without gradients
-that holds for the shortest alone. Exported graphs, which may run anywhere, keep the kernel.
+products are written out; both give the same numbers. They are written out on CPUs too where that is
+quicker (`benchmarks/jump.py`): over short sequences in half precision, whose gradients take the
+kernel 1 to 5 times the time, and without gradients over the shortest. Exported graphs, which may
+run anywhere, keep the kernel.
 Sources: Vaswani et al. (2017), arXiv 1706.03762, equation 1; cross-attention on a condition:
 Rombach et al. (2022), arXiv 2112.10752, section 3.3; Chen et al. (2023), PixArt-alpha, arXiv
 2310.00426, section 2.3.
@@ -24,8 +24,8 @@ from cflow.nets.modulation import zeroed
 
 __all__ = ["CrossAttention", "SelfAttention", "attend"]
 
-SHORT = 256  # places that are read, where gradients will be taken
-SHORTER = 32  # where none will
+SHORT = 256  # places that are read, where gradients will be taken in half precision
+SHORTER = 32  # where none will be
 
 
 class SelfAttention(nn.Module):
@@ -132,7 +132,8 @@ def _short(key: Tensor) -> bool:
     """Say whether the products are quicker than the kernel."""
     on_cpu = key.device.type == "cpu" and not torch.compiler.is_exporting()
     graded = torch.is_grad_enabled() and key.requires_grad
-    return on_cpu and key.shape[-2] <= (SHORT if graded else SHORTER)
+    most = SHORTER if not graded else SHORT if key.dtype.itemsize < 4 else 0
+    return on_cpu and key.shape[-2] <= most
 
 
 def _heads(h: Tensor, heads: int) -> Tensor:
