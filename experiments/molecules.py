@@ -213,7 +213,7 @@ def bound(flow: JumpFlow, x: Tensor, settings: Settings) -> dict[str, float]:
     return {"nats": mean, "error": error, "molecules": len(x)}
 
 
-def sampled(flow: JumpFlow, data: "Encoded", known: set[str], settings: Settings) -> dict[str, Any]:
+def sampled(flow: JumpFlow, data: Encoded, known: set[str], settings: Settings) -> dict[str, Any]:
     """Draw molecules in few and many steps, and by other samplers."""
     samplers: dict[str, JumpSampler] = {f"{n} steps": MixtureSteps(n) for n in settings.steps}
     many = MixtureSteps(max(n for n in settings.steps if n <= 64))
@@ -267,7 +267,7 @@ def judged(names: list[str], known: set[str]) -> dict[str, float]:
     }
 
 
-def completed(flow: JumpFlow, data: "Encoded", x: Tensor, settings: Settings) -> dict[str, float]:
+def completed(flow: JumpFlow, data: Encoded, x: Tensor, settings: Settings) -> dict[str, float]:
     """Keep the first half of each test molecule, and draw the rest."""
     x = x[: settings.drawn]
     known = torch.arange(x.shape[1]) < x.shape[1] // 3
@@ -280,7 +280,7 @@ def completed(flow: JumpFlow, data: "Encoded", x: Tensor, settings: Settings) ->
     return found
 
 
-def spelled(data: "Encoded", x: Tensor) -> list[str]:
+def spelled(data: Encoded, x: Tensor) -> list[str]:
     """Write tokens as SMILES; those with padding between their tokens are none, and left empty."""
     vocabulary = data.source.vocabulary
     pad = vocabulary.symbols.index(vocabulary.pad)
