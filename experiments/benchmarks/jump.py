@@ -8,8 +8,8 @@ The network costs nothing here: it answers with one tensor of logits (theirs: of
 their solver wants them), so that what is timed is the solver. Four figures: the time and the memory
 of 16 steps at vocabulary 512, length 256, batch 16; the largest tensor made at vocabulary 50257;
 and what a run that stops at t = 0.2 leaves unchanged, where the path says 96 %. Two more time
-our attention, with and without its gradients, over torch's fused kernel. Times are medians of interleaved rounds;
-memory is the peak of all tensors made during a call, counted exactly.
+our attention, with and without its gradients, over torch's fused kernel. Times are medians of
+interleaved rounds; memory is the peak of all tensors made during a call, counted exactly.
 Everything lands in runs/jump_benchmark/report.json.
 """
 
