@@ -43,7 +43,6 @@ import tyro
 from scipy.optimize import linear_sum_assignment
 from torch import Generator, Tensor, nn
 
-from cflow import archive
 from cflow.base import MaskTokens, MeanFreeGaussian
 from cflow.data import smiles
 from cflow.jump import (
@@ -109,7 +108,7 @@ def main(settings: Settings) -> dict[str, Any]:
     )
     shown = asdict(settings) | {"out": str(settings.out)}
     flow, training = fit(train, settings, shown)
-    archive.write(settings.out / "flow.safetensors", flow.state_dict(), {"recipe": None})
+    flow.save(settings.out / "flow.safetensors")
     generator = Generator().manual_seed(settings.seed + 1)
     began = time.perf_counter()
     drawn = flow.sample(half, generator=generator)

@@ -21,6 +21,7 @@ matching for 3D de novo molecule generation, arXiv 2404.19739 (FlowMol).
 """
 
 import math
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,6 +29,7 @@ import torch
 from torch import Generator, Tensor, nn
 from tqdm import tqdm
 
+from cflow import archive
 from cflow.base import Base, TokenBase
 from cflow.errors import DomainError, ShapeError, SolverError
 from cflow.jump.mixed_state import (
@@ -237,6 +239,14 @@ class MixedFlow(nn.Module):
         bar: tqdm[Any] = tqdm(desc="steps", disable=silent, leave=False)
         with torch.no_grad(), bar:
             return (self.sampler if sampler is None else sampler).run(walk, state, start, end, bar)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the weights to one safetensors file, for `cflow.load(path, into=flow)`.
+
+        Raises:
+            CheckpointError: The file cannot be written.
+        """
+        archive.write(path, self.state_dict(), {"recipe": None})
 
     def expect_state(
         self, where: str, state: Mixed, context: Tensor | None, *, data: Part | None = None

@@ -12,6 +12,8 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ParamSpec, TypeVar, overload
 
+from torch import nn
+
 from cflow import archive, ode
 from cflow.errors import CheckpointError, DomainError
 from cflow.field import (
@@ -36,6 +38,7 @@ __all__ = ["load", "load_any", "recipe"]
 
 P = ParamSpec("P")
 F = TypeVar("F", bound=Flow | JumpFlow)
+M = TypeVar("M", bound=nn.Module)
 
 RECIPES: dict[str, Callable[..., Flow | JumpFlow]] = {}
 
@@ -119,14 +122,14 @@ def load(path: str | os.PathLike[str]) -> Flow: ...
 @overload
 def load(path: str | os.PathLike[str], kind: type[F]) -> F: ...
 @overload
-def load(path: str | os.PathLike[str], *, into: F) -> F: ...
+def load(path: str | os.PathLike[str], *, into: M) -> M: ...
 def load(
     path: str | os.PathLike[str],
     kind: type[Flow | JumpFlow] = Flow,
     *,
-    into: Flow | JumpFlow | None = None,
-) -> Flow | JumpFlow:
-    """Read a flow that `Flow.save` or `JumpFlow.save` wrote.
+    into: nn.Module | None = None,
+) -> nn.Module:
+    """Read a flow that `save` of `Flow`, `JumpFlow` or `MixedFlow` wrote.
 
     Args:
         path: The file.

@@ -1,14 +1,16 @@
 """Networks of molecules turn with them; flows of molecules draw, learn, and refuse bad input."""
 
 import math
+from pathlib import Path
 from typing import Literal
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+import cflow
 from cflow.base import Gaussian, MaskTokens, MeanFreeGaussian, UniformTokens
-from cflow.errors import DomainError, ShapeError, SolverError
+from cflow.errors import CheckpointError, DomainError, ShapeError, SolverError
 from cflow.jump import (
     Mixed,
     MixedEGNN,
@@ -230,3 +232,16 @@ def test_known_tokens_stay_whatever_the_network_says() -> None:
     z = flow.carry(Mixed(tokens, torch.randn(40, 2)), fixed=fixed)
     assert torch.equal(z.tokens[:, fixed], tokens[:, fixed])
     assert not torch.equal(z.tokens, tokens)
+
+
+def test_a_saved_flow_comes_back_into_one_of_its_build(tmp_path: Path) -> None:
+    flow, t, z, _ = molecules()
+    flow.save(tmp_path / "flow")
+    other = molecules()[0]
+    for parameter in other.parameters():
+        nn.init.zeros_(parameter)
+    assert not torch.equal(other(t, *z)[1], flow(t, *z)[1])
+    assert cflow.load(tmp_path / "flow", into=other) is other
+    assert torch.equal(other(t, *z)[1], flow(t, *z)[1])
+    with pytest.raises(CheckpointError, match="into=flow"):
+        cflow.load(tmp_path / "flow")
