@@ -1,6 +1,6 @@
 """Molecules as atoms in space: elements as tokens and places as points, drawn by one flow.
 
-    python -m experiments.mixed            # eight minutes of training on two cores, some to measure
+    python -m experiments.mixed            # ten minutes on two cores, eight of training
     python -m experiments.mixed --smoke    # the same road in seconds
 
 Molecules of QM9 with nine heavy atoms (SMILES files in CFLOW_DATA); RDKit (extra `molecules`) puts

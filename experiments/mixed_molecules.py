@@ -115,24 +115,23 @@ def far(a: Tensor, b: Tensor) -> float:
 def picture(path: Path, rows: dict[str, Mixed]) -> None:
     """Draw rows of molecules, each under its label, as balls at their atoms and lines of bonds."""
     columns = min(len(z.x) for z in rows.values())
-    figure = figure_of((2.1 * columns, 2.3 * len(rows)))
+    figure = figure_of((2.1 * columns, 2.2 * len(rows)))
     for row, (label, z) in enumerate(rows.items()):
         bonds = pairs(z)[1] < 1.2
         for column in range(columns):
-            ax: Any = figure.add_subplot(
-                len(rows), columns, row * columns + column + 1, projection="3d"
-            )
+            ax: Any = figure.add_subplot(len(rows), columns, row * columns + column + 1)
             x = flat(z.x[column])
             for i, j in bonds[column].triu().nonzero().tolist():
-                ax.plot(*x[[i, j]].T.numpy(), color="0.6", linewidth=2, zorder=1)
-            shade = [COLOURS[k] for k in z.tokens[column]]
-            ax.scatter(*x.T.numpy(), c=shade, s=90, depthshade=False, zorder=2)
-            ax.set_box_aspect((1, 1, 1), zoom=1.5)
-            ax.set(xlim=(-3, 3), ylim=(-3, 3), zlim=(-3, 3))
-            ax.view_init(90, -90)
+                ax.plot(*x[[i, j], :2].T.numpy(), color="0.6", linewidth=2, zorder=1)
+            for k, element in enumerate(ELEMENTS):
+                for atom in x[z.tokens[column] == k].tolist():
+                    ax.plot(*atom[:2], "o", color=COLOURS[k], markersize=9, zorder=20 + atom[2])
+                ax.plot([], [], "o", color=COLOURS[k], label=element)
+            ax.set(xlim=(-4.5, 4.5), ylim=(-4, 4), aspect="equal")  # angstrom
             ax.axis("off")
             if column == 0:
                 ax.set_title(label, fontsize=9, loc="left")
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="upper right", ncols=4)
     save_figure(figure, path)
 
 
