@@ -268,7 +268,7 @@ def judged(names: list[str], known: set[str]) -> dict[str, float]:
 
 
 def completed(flow: JumpFlow, data: Encoded, x: Tensor, settings: Settings) -> dict[str, float]:
-    """Keep the first half of each test molecule, and draw the rest."""
+    """Keep the first third of each row of test tokens, and draw the rest."""
     x = x[: settings.drawn]
     known = torch.arange(x.shape[1]) < x.shape[1] // 3
     generator = Generator().manual_seed(settings.seed)

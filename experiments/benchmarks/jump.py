@@ -8,8 +8,9 @@ The network costs nothing here: it answers with one tensor of logits (theirs: of
 their solver wants them), so that what is timed is the solver. Four figures: the time and the memory
 of 16 steps at vocabulary 512, length 256, batch 16; the largest tensor made at vocabulary 50257;
 and what a run that stops at t = 0.2 leaves unchanged, where the path says 96 %. Two more time
-our attention, with and without its gradients, over torch's fused kernel. Times are medians of
-interleaved rounds; memory is the peak of all tensors made during a call, counted exactly.
+our attention, with and without its gradients, over torch's fused kernel; beside it stands what it
+chooses from besides the kernel, the products written out. Times are medians of interleaved rounds;
+memory is the peak of all tensors made during a call, counted exactly.
 Everything lands in runs/jump_benchmark/report.json.
 """
 
@@ -26,7 +27,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from cflow.base import MaskTokens, TokenBase, UniformTokens
 from cflow.field import PolynomialSchedule
 from cflow.jump import Draw, JumpFlow, MixturePath, MixtureSteps, NetworkPosterior
-from cflow.nets.multihead import attend
+from cflow.nets.multihead import attend, written_out
 from cflow.testing.memory import peak_bytes
 from experiments.benchmarks import run
 from experiments.benchmarks.measure import Row, contest, interleave
@@ -35,6 +36,7 @@ from experiments.benchmarks.settings import Settings
 PEER = find_spec("flow_matching") is not None
 TIME, MEMORY, UNCHANGED = 0.04, 1 / 3, 0.96  # wanted
 SQUARE = PolynomialSchedule(2.0)
+KERNELS = {"cflow": attend, "written out": written_out, "torch": scaled_dot_product_attention}
 
 
 def sampling(settings: Settings) -> list[Row]:
@@ -102,10 +104,7 @@ def attention(settings: Settings) -> list[Row]:
         for dtype in (torch.bfloat16, torch.float32):
             shape = (settings.size(batch, 1), 4, settings.size(places, 3), 64)
             parts = [torch.randn(shape, dtype=dtype, requires_grad=True) for _ in range(3)]
-            calls = {
-                name: partial(gradients, kernel, parts)
-                for name, kernel in (("cflow", attend), ("torch", scaled_dot_product_attention))
-            }
+            calls = {name: partial(gradients, kernel, parts) for name, kernel in KERNELS.items()}
             seconds = interleave(calls, settings.rounds())
             what = f"attention and its gradients, {places} places, {str(dtype)[6:]}"
             rows.append(contest(what, seconds, "cflow", against="torch", wanted=1.0))
@@ -115,13 +114,10 @@ def attention(settings: Settings) -> list[Row]:
 def alone(settings: Settings) -> list[Row]:
     """Time attention without gradients, where samples are drawn."""
     rows = []
-    for batch, places, size in ((500, 20, 16), (500, 101, 16), (64, 256, 64)):
+    for batch, places, size in ((500, 20, 16), (64, 64, 64), (500, 101, 16), (16, 256, 64)):
         shape = (settings.size(batch, 1), 4, settings.size(places, 3), size)
         parts = [torch.randn(shape) for _ in range(3)]
-        calls = {
-            "cflow": partial(attend, *parts),
-            "torch": partial(scaled_dot_product_attention, *parts),
-        }
+        calls = {name: partial(kernel, *parts) for name, kernel in KERNELS.items()}
         seconds = interleave(calls, settings.rounds())
         what = f"attention alone, {places} places"
         rows.append(contest(what, seconds, "cflow", against="torch", wanted=1.0))
